@@ -1,0 +1,33 @@
+# The Assistant Axis of a chat model, from role prompts to figures. ARCHITECTURE.md is the map.
+from snakemake.utils import min_version
+
+min_version("9.14")
+
+
+configfile: workflow.source_path("config/config.yaml")
+
+
+include: "rules/common.smk"
+include: "rules/fetch.smk"
+include: "rules/generate.smk"
+include: "rules/judge.smk"
+include: "rules/extract.smk"
+include: "rules/vectors.smk"
+include: "rules/axis.smk"
+include: "rules/project.smk"
+include: "rules/persona_space.smk"
+include: "rules/figures.smk"
+include: "rules/summary.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+wildcard_constraints:
+    shard=r"\d{3}",
+
+
+rule all:
+    default_target: True
+    input:
+        ALL_RESULTS,

@@ -1,0 +1,80 @@
+# The validated config, and the functions that name inputs. No rules here.
+import os
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, os.path.join(workflow.basedir, "src"))
+os.environ["PYTHONPATH"] = os.path.join(workflow.basedir, "src") + (
+    os.pathsep + os.environ["PYTHONPATH"] if "PYTHONPATH" in os.environ else ""
+)  # so that scripts find the library in an environment of their own (--sdm conda), too
+
+from axiskit.config import validate_config
+from axiskit.errors import AxiskitError
+from axiskit.questions import load_questions
+from axiskit.recipes import RECIPE
+from axiskit.roles import find_role_files, load_roles
+from axiskit.rollouts import shard_of
+
+
+def in_workflow(path):
+    """A path of the config: from the working directory if it is there, else from the workflow."""
+    there = os.path.join(workflow.basedir, path)
+    return path if os.path.exists(path) or not os.path.exists(there) else there
+
+
+def shard_roles(wildcards):
+    """The role files of one shard."""
+    return [path for name, path in ROLE_FILES.items() if SHARD_OF[name] == wildcards.shard]
+
+
+def model_files(_):
+    """What a job that loads the model waits for: the fetched folder, or a local folder's files."""
+    if CFG.model.must_be_fetched:
+        return f"results/{MODEL}/model"
+    if os.path.isdir(CFG.model.path):
+        kinds = (".json", ".safetensors", ".bin", ".jinja", ".model")
+        return [
+            os.path.join(CFG.model.path, name)
+            for name in sorted(os.listdir(CFG.model.path))
+            if name.endswith(kinds)
+        ]
+    return []  # a Hugging Face id
+
+
+try:
+    CFG = validate_config(config, workflow.configfiles)
+    ROLES_DIR = in_workflow(CFG.roles.dir)
+    QUESTIONS = in_workflow(CFG.questions.file)
+    ROLES = load_roles(ROLES_DIR, CFG.roles.include, CFG.prompts_per_role)
+    ROLE_FILES = {
+        name: str(path) for name, path in find_role_files(ROLES_DIR, CFG.roles.include).items()
+    }
+    load_questions(QUESTIONS, CFG.questions.count)
+except AxiskitError as error:
+    raise WorkflowError(f"{type(error).__name__}: {error}")
+
+MODEL = CFG.model.name
+MODEL_PATH = f"results/{MODEL}/model" if CFG.model.must_be_fetched else CFG.model.path
+DISPLAY_NAME = CFG.model.display_name or MODEL
+DEFAULT_ROLE = next(ROLE_FILES[name] for name, role in ROLES.items() if role.kind == "default")
+SHARD_OF = {name: shard_of(name, CFG.shards) for name in ROLES}
+SHARDS = sorted(set(SHARD_OF.values()))
+FIGURES = [
+    "roles_on_axis.svg",
+    "roles_on_axis.html",
+    "axis_pc1_cosine.svg",
+    "variance_explained.svg",
+    "persona_space.svg",
+    "persona_space.html",
+]
+ALL_RESULTS = [
+    f"results/{MODEL}/axis.pt",
+    f"results/{MODEL}/projections.parquet",
+    f"results/{MODEL}/summary.txt",
+    *(f"results/{MODEL}/figures/{name}" for name in FIGURES),
+]
+
+# How much runs at once changes no result, so it is no param: the scripts read it from the config.
+config["generation"] = CFG.generation.model_dump()
+config["activations"] = CFG.activations.model_dump()

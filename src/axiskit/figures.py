@@ -1,0 +1,260 @@
+"""The figures of a run: SVG for print and report, interactive HTML where hovering helps.
+
+Each reads the tables of results/ and draws them; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import plotly.express as px
+import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from axiskit.artifacts import read_table, write_text
+
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255")
+DEFAULT_COLOUR = "#000000"
+_QUANTILES = (0.1, 0.9)
+_PROJECTION_MAP = "cividis"
+
+matplotlib.rcParams.update(
+    {
+        "svg.hashsalt": "axiskit",  # the same figure gives the same file
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+)
+
+
+def plot_roles_on_axis(
+    *,
+    projections_path: str | Path,
+    personas_path: str | Path,
+    svg_path: str | Path,
+    html_path: str | Path,
+    max_labels: int,
+) -> None:
+    """Mean projection of each role at the target layer, with the middle 80 % of its rollouts.
+
+    With more than ``max_labels`` roles the SVG shows both ends of the axis; the HTML shows all.
+    """
+    personas, metadata = read_table(personas_path, ["role", "kind", "group"])
+    column = f"layer_{metadata['target_layer']}"
+    projections = read_table(projections_path, ["role", column])[0].to_pandas()
+    by_role = projections.groupby("role")[column]
+    table = personas.to_pandas().set_index("role")
+    table["mean"] = by_role.mean()
+    table["low"], table["high"] = (by_role.quantile(q) for q in _QUANTILES)
+    table = table.sort_values("mean").reset_index()
+    colours = _group_colours(table)
+    x_label = f"projection on the Assistant Axis after layer {metadata['target_layer']}"
+    shown = table
+    if len(table) > max_labels:
+        half = max_labels // 2
+        shown = table.iloc[[*range(half), *range(len(table) - (max_labels - half), len(table))]]
+    figure = Figure(figsize=(7.2, 1.2 + 0.19 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    heights = np.arange(len(shown))
+    for group, colour in colours.items():
+        chosen = (shown["group"] == group).to_numpy()
+        if not chosen.any():
+            continue
+        rows = shown[chosen]
+        axes.hlines(heights[chosen], rows["low"], rows["high"], color=colour, alpha=0.4, lw=3)
+        axes.scatter(rows["mean"], heights[chosen], color=colour, s=26, label=group, zorder=3)
+    axes.set_yticks(heights, list(shown["role"]))
+    axes.set_ylim(-0.8, len(shown) - 0.2)
+    axes.margins(x=0.04)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_xlabel(f"{x_label}  (right: more Assistant-like)")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    _save_svg(figure, svg_path)
+    interactive = px.scatter(
+        table,
+        x="mean",
+        y="role",
+        color="group",
+        color_discrete_map=colours,
+        error_x=table["high"] - table["mean"],
+        error_x_minus=table["mean"] - table["low"],
+        category_orders={"role": list(table["role"])[::-1]},
+        labels={"mean": x_label},
+        height=max(400, 16 * len(table)),
+    )
+    _save_html(interactive, html_path)
+
+
+def plot_axis_pc1_cosine(*, layers_path: str | Path, svg_path: str | Path) -> None:
+    """Cosine of the axis and the first principal component of the role vectors, by layer."""
+    table, metadata = read_table(layers_path)
+    rows = table.to_pandas()
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(rows["layer"], rows["cosine_axis_pc1"], color=COLOURS[0], marker="o", ms=3.5)
+    _mark_target(axes, metadata["target_layer"])
+    axes.set_xlabel("layer (residual stream after decoder block)")
+    axes.set_ylabel("cos(axis, PC1)")
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.25)
+    _save_svg(figure, svg_path)
+
+
+def plot_variance_explained(
+    variance: np.ndarray[Any, Any], *, label: str | None = None, axes: Axes | None = None
+) -> Axes:
+    """Draw the cumulative share of variance by number of components.
+
+    Args:
+        variance: Share of each component, largest first; as :func:`axiskit.compute_pca` gives it.
+        label: Name of the line in a legend.
+        axes: Where to draw; None makes a figure.
+    """
+    if axes is None:
+        axes = Figure(figsize=(6, 3.2), layout="constrained").add_subplot()
+    numbers = np.arange(1, len(variance) + 1)
+    axes.plot(numbers, np.cumsum(variance), marker="o", ms=3.5, label=label)
+    axes.axhline(0.7, color="grey", lw=0.8, ls="--")
+    axes.set_xlabel("number of components")
+    axes.set_ylabel("share of variance, cumulative")
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.25)
+    return axes
+
+
+def draw_variance_explained(*, variance_path: str | Path, svg_path: str | Path) -> None:
+    """Variance of the role vectors explained by their components: target, early and late layer."""
+    table, metadata = read_table(variance_path)
+    rows = table.to_pandas()
+    layers = list(metadata["layers"])
+    target = metadata["target_layer"]
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_prop_cycle(color=COLOURS)
+    for layer in dict.fromkeys([target, layers[len(layers) // 6], layers[-1 - len(layers) // 6]]):
+        variance = rows.loc[rows["layer"] == layer, "variance_ratio"].to_numpy()
+        name = f"layer {layer}" + (" (target)" if layer == target else "")
+        plot_variance_explained(variance, label=name, axes=axes)
+    axes.annotate("70 %", (axes.get_xlim()[1], 0.7), ha="right", va="bottom", color="grey")
+    axes.legend(frameon=False, loc="lower right")
+    _save_svg(figure, svg_path)
+
+
+def plot_persona_space(
+    *,
+    personas_path: str | Path,
+    variance_path: str | Path,
+    svg_path: str | Path,
+    html_path: str | Path,
+    max_labels: int,
+) -> None:
+    """Roles in the first three principal components, coloured by projection; 3-D in the HTML."""
+    personas, metadata = read_table(personas_path)
+    table = personas.to_pandas()
+    target = metadata["target_layer"]
+    variance = read_table(variance_path)[0].to_pandas()
+    shares = variance[variance["layer"] == target].set_index("component")["variance_ratio"]
+    names = [c for c in ("pc1", "pc2", "pc3") if c in table]
+    titles = {name: f"{name.upper()} ({shares[i + 1]:.0%})" for i, name in enumerate(names)}
+    labelled = set(table["role"]) if len(table) <= max_labels else _extremes(table, names, max_labels)
+    figure = Figure(figsize=(10.5, 5), layout="constrained")
+    panels = figure.subplots(1, len(names) - 1, sharex=True, squeeze=False)[0]
+    for axes, name in zip(panels, names[1:], strict=True):
+        points = axes.scatter(
+            table["pc1"], table[name], c=table["projection"], cmap=_PROJECTION_MAP, s=30
+        )
+        default = table[table["kind"] == "default"]
+        axes.scatter(
+            default["pc1"], default[name], marker="*", s=170, edgecolor="black", facecolor="none"
+        )
+        _label_points(axes, table[table["role"].isin(labelled)], "pc1", name)
+        axes.set_xlabel(titles["pc1"])
+        axes.set_ylabel(titles[name])
+        axes.grid(alpha=0.25)
+    figure.colorbar(points, ax=panels, label="projection on the axis", shrink=0.8)
+    _save_svg(figure, svg_path)
+    interactive = px.scatter_3d(
+        table,
+        x=names[0],
+        y=names[1],
+        z=names[-1],
+        color="projection",
+        text="role",
+        hover_data=["group"],
+        color_continuous_scale=_PROJECTION_MAP,
+        labels=titles,
+        height=750,
+    )
+    interactive.update_traces(marker={"size": 5}, textfont={"size": 10})
+    _save_html(interactive, html_path)
+
+
+def _extremes(table: Any, columns: list[str], count: int) -> set[str]:
+    """The default, and the roles that stand farthest out on each column."""
+    each = max(1, count // (2 * len(columns)))
+    names = set(table.loc[table["kind"] == "default", "role"])
+    for column in columns:
+        ordered = table.sort_values(column)["role"]
+        names |= {*ordered.head(each), *ordered.tail(each)}
+    return names
+
+
+def _label_points(axes: Axes, table: Any, x: str, y: str) -> None:
+    """Names beside their points, each at the first of a few offsets where it covers no other name."""
+    axes.margins(0.14, 0.1)
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    taken: list[Any] = []
+    points = axes.transData.transform(table[[x, y]].to_numpy())
+    offsets = [(6, 0, "left"), (-6, 0, "right"), (0, 8, "center"), (0, -8, "center")]
+    offsets += [(dx, dy, side) for dy in (10, -10, 18, -18) for dx, side in ((5, "left"), (-5, "right"))]
+    for row in table.itertuples():
+        for dx, dy, side in offsets:
+            text = axes.annotate(
+                row.role,
+                (getattr(row, x), getattr(row, y)),
+                xytext=(dx, dy),
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                fontsize=7.5,
+            )
+            box = text.get_window_extent()
+            clear = not any(box.overlaps(other) for other in taken)
+            if clear and not any(box.contains(px_, py_) for px_, py_ in points):
+                break
+            if (dx, dy, side) != offsets[-1]:
+                text.remove()
+        taken.append(box)
+
+
+def _group_colours(table: Any) -> dict[str, str]:
+    groups = sorted(set(table.loc[table["kind"] == "role", "group"]))
+    colours = {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(groups)}
+    return colours | dict.fromkeys(table.loc[table["kind"] == "default", "group"], DEFAULT_COLOUR)
+
+
+def _mark_target(axes: Axes, layer: int) -> None:
+    axes.axvline(layer, color="grey", lw=0.8, ls="--")
+    axes.annotate(
+        f" target layer {layer}", (layer, 0.02), color="grey", fontsize=8, va="bottom"
+    )
+
+
+def _save_svg(figure: Figure, path: str | Path) -> None:
+    from io import StringIO
+
+    text = StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    write_text(path, text.getvalue())
+
+
+def _save_html(figure: go.Figure, path: str | Path) -> None:
+    figure.update_layout(template="simple_white")
+    write_text(path, figure.to_html(include_plotlyjs=True, div_id="figure"))

@@ -1,0 +1,219 @@
+"""Responses of a shard's rollouts, with transformers: batched, journaled, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from axiskit.artifacts import stage_metadata, write_table
+from axiskit.batching import length_sorted_batches, pad, run_halving
+from axiskit.journal import Journal
+from axiskit.models import (
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+    model_metadata,
+    stop_token_ids,
+)
+from axiskit.progress import Progress
+from axiskit.questions import load_questions
+from axiskit.recipes import RECIPE
+from axiskit.roles import load_role
+from axiskit.rollouts import Rollout, digest, plan_rollouts
+from axiskit.sampling import SeededSampler
+from axiskit.templates import chat_messages, check_template, render_prompt
+
+
+RESPONSES = pa.schema(
+    [
+        ("rollout_id", pa.string()),
+        ("role", pa.string()),
+        ("kind", pa.string()),
+        ("prompt_index", pa.int32()),
+        ("question_index", pa.int32()),
+        ("system_prompt", pa.string()),
+        ("question", pa.string()),
+        ("response", pa.string()),
+        ("n_tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("seed", pa.int64()),
+    ]
+)
+"""Columns of responses/{shard}.parquet; finish_reason is ``stop`` or ``length``."""
+
+
+def generate_responses(
+    *,
+    role_paths: Sequence[str | Path],
+    questions_path: str | Path,
+    responses_path: str | Path,
+    journal_folder: str | Path,
+    shard: str,
+    name: str,
+    display_name: str,
+    model_path: str,
+    revision: str | None,
+    dtype: str,
+    chat_template_kwargs: dict[str, Any],
+    n_questions: int,
+    prompts_per_role: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int,
+) -> None:
+    """Answer every question as every role of a shard and write responses/{shard}.parquet.
+
+    Each finished response goes to the journal at once; a run that was killed asks only for what is
+    missing. In float32 a response does not depend on shard, batch size or order.
+
+    Raises:
+        RoleError, QuestionError, TemplateError: Bad input; told before the model is loaded.
+        NonFiniteError: The model's logits are not numbers; the rollout is named.
+        WriteError: The disk is full; finished rows are kept.
+    """
+    rollouts = plan_rollouts(
+        [load_role(path) for path in role_paths],
+        load_questions(questions_path, n_questions),
+        prompts_per_role=prompts_per_role,
+        model_name=display_name,
+        seed=seed,
+    )
+    tokenizer = load_tokenizer(model_path, revision=revision)
+    check_template(tokenizer, **chat_template_kwargs)
+    fingerprint = model_fingerprint(model_path, revision=revision)
+    sampling = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    prompts = {
+        rollout.rollout_id: render_prompt(
+            tokenizer,
+            chat_messages(
+                tokenizer, rollout.system_prompt, rollout.question, **chat_template_kwargs
+            ),
+            **chat_template_kwargs,
+        )
+        for rollout in rollouts
+    }
+    keys = {
+        rollout.rollout_id: digest(
+            RECIPE["generate_responses"],
+            fingerprint,
+            dtype,
+            prompts[rollout.rollout_id],
+            sampling,
+            rollout.seed,
+        )
+        for rollout in rollouts
+    }
+    with Journal(journal_folder, shard) as journal:
+        rows = journal.read(set(keys.values()))
+        missing = [rollout for rollout in rollouts if keys[rollout.rollout_id] not in rows]
+        model: Any = None
+        if missing:  # with all rows in the journal no minutes are spent on loading the model
+            model, tokenizer = load_model(model_path, revision=revision, dtype=dtype)
+        with Progress(f"generate_responses {shard}", len(rollouts), len(rows)) as progress:
+            tokens = {
+                rollout.rollout_id: tokenizer(
+                    prompts[rollout.rollout_id], add_special_tokens=False
+                ).input_ids
+                for rollout in missing
+            }
+            batches = length_sorted_batches(
+                [len(tokens[rollout.rollout_id]) for rollout in missing], max_rows=batch_size
+            )
+
+            def answer(batch: list[int]) -> list[dict[str, Any]]:
+                batch_rollouts = [missing[i] for i in batch]
+                batch_tokens = [tokens[rollout.rollout_id] for rollout in batch_rollouts]
+                return sample_responses(
+                    model, tokenizer, batch_rollouts, batch_tokens, **sampling
+                )
+
+            for batch, answers in run_halving(batches, answer):
+                for i, row in zip(batch, answers, strict=True):
+                    key = keys[missing[i].rollout_id]
+                    journal.append(key, row)
+                    rows[key] = row
+                progress.advance(len(batch))
+    table = pa.Table.from_pylist(
+        [
+            {**asdict(rollout), **_without_key(rows[keys[rollout.rollout_id]])}
+            for rollout in rollouts
+        ],
+        schema=RESPONSES,
+    )
+    metadata = stage_metadata(
+        "generate_responses",
+        [],
+        engine="transformers",
+        **sampling,
+        seed=seed,
+        n_questions=n_questions,
+        prompts_per_role=prompts_per_role,
+    )
+    metadata["model"] = model_metadata(
+        tokenizer,
+        name=name,
+        path=model_path,
+        fingerprint=fingerprint,
+        revision=revision,
+        dtype=dtype,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    write_table(responses_path, table, metadata)
+
+
+@torch.inference_mode()
+def sample_responses(
+    model: Any,
+    tokenizer: Any,
+    rollouts: Sequence[Rollout],
+    prompt_tokens: Sequence[Sequence[int]],
+    *,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+) -> list[dict[str, Any]]:
+    """Sample one response for each rollout, as one left-padded batch.
+
+    Returns:
+        For each rollout its ``response``, ``n_tokens`` (the stop token not counted) and
+        ``finish_reason``: ``stop`` at a stop token, ``length`` at ``max_new_tokens``.
+    """
+    stops = stop_token_ids(model, tokenizer)
+    width = max(map(len, prompt_tokens))
+    mask = pad([[1] * len(row) for row in prompt_tokens], 0, side="left")
+    sampler = SeededSampler(
+        [rollout.seed for rollout in rollouts],
+        [rollout.rollout_id for rollout in rollouts],
+        prompt_width=width,
+        temperature=temperature,
+        top_p=top_p,
+    )
+    output = model.generate(
+        input_ids=pad(prompt_tokens, tokenizer.pad_token_id, side="left").to(model.device),
+        attention_mask=mask.to(model.device),
+        logits_processor=[sampler],
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+    )
+    answers = []
+    for row in output[:, width:].tolist():
+        length = next((i for i, token in enumerate(row) if token in stops), len(row))
+        answers.append(
+            {
+                "response": tokenizer.decode(row[:length], skip_special_tokens=True),
+                "n_tokens": length,
+                "finish_reason": "stop" if length < len(row) else "length",
+            }
+        )
+    return answers
+
+
+def _without_key(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "key"}

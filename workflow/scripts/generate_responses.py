@@ -1,0 +1,28 @@
+"""Answer every question as every role of a shard."""
+
+from axiskit.logs import log_to
+
+log_to(snakemake.log[0])
+
+from axiskit.generation import generate_responses
+
+generate_responses(
+    role_paths=snakemake.input.roles,
+    questions_path=snakemake.input.questions,
+    responses_path=snakemake.output.responses,
+    journal_folder=f"results/{snakemake.wildcards.model}/journal/generate_responses",
+    shard=snakemake.wildcards.shard,
+    name=snakemake.params.name,
+    display_name=snakemake.params.display_name,
+    model_path=snakemake.params.model_path,
+    revision=snakemake.params.revision,
+    dtype=snakemake.params.dtype,
+    chat_template_kwargs=snakemake.params.chat_template_kwargs,
+    n_questions=snakemake.params.n_questions,
+    prompts_per_role=snakemake.params.prompts_per_role,
+    temperature=snakemake.params.temperature,
+    top_p=snakemake.params.top_p,
+    max_new_tokens=snakemake.params.max_new_tokens,
+    seed=snakemake.params.seed,
+    batch_size=snakemake.config["generation"]["batch_size"],
+)
