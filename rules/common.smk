@@ -46,7 +46,12 @@ try:
     CFG = validate_config(config, workflow.configfiles)
     ROLES_DIR = in_workflow(CFG.roles.dir)
     QUESTIONS = in_workflow(CFG.questions.file)
-    ROLES = load_roles(ROLES_DIR, CFG.roles.include, CFG.prompts_per_role)
+    ROLES = load_roles(
+        ROLES_DIR,
+        CFG.roles.include,
+        prompts_per_role=CFG.prompts_per_role,
+        default_prompts=CFG.default_prompts,
+    )
     ROLE_FILES = {
         name: str(path) for name, path in find_role_files(ROLES_DIR, CFG.roles.include).items()
     }
@@ -60,6 +65,8 @@ DISPLAY_NAME = CFG.model.display_name or MODEL
 DEFAULT_ROLE = next(ROLE_FILES[name] for name, role in ROLES.items() if role.kind == "default")
 SHARD_OF = {name: shard_of(name, CFG.shards) for name in ROLES}
 SHARDS = sorted(set(SHARD_OF.values()))
+# The cores split among the shards; on a cluster, where the number of cores is not known, 8.
+THREADS = max(1, workflow.cores // len(SHARDS)) if workflow.cores else 8
 FIGURES = [
     "roles_on_axis.svg",
     "roles_on_axis.html",

@@ -12,7 +12,7 @@ rule extract_activations:
         "results/{model}/benchmarks/extract_activations/{shard}.tsv"
     conda:
         "../envs/axiskit.yaml"
-    threads: 4
+    threads: THREADS
     resources:
         mem_mb=8000,
         runtime=360,

@@ -14,7 +14,7 @@ rule generate_responses:
         "results/{model}/benchmarks/generate_responses/{shard}.tsv"
     conda:
         "../envs/axiskit.yaml"
-    threads: 4
+    threads: THREADS
     resources:
         mem_mb=8000,
         runtime=720,
@@ -27,6 +27,7 @@ rule generate_responses:
         chat_template_kwargs=CFG.model.chat_template_kwargs,
         n_questions=CFG.questions.count,
         prompts_per_role=CFG.prompts_per_role,
+        default_prompts=CFG.default_prompts,
         engine=CFG.generation.engine,
         temperature=CFG.generation.temperature,
         top_p=CFG.generation.top_p,

@@ -14,7 +14,7 @@ rule judge_responses:
         "results/{model}/benchmarks/judge_responses/{shard}.tsv"
     conda:
         "../envs/axiskit.yaml"
-    threads: 4
+    threads: THREADS
     resources:
         mem_mb=8000,
         runtime=360,

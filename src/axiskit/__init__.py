@@ -18,7 +18,7 @@ _MODULE_OF = {
     "cosine_similarity_per_layer": "axis",
     "axis_norm_per_layer": "axis",
     "load_role_vectors": "vectors",
-    "load_activations": "activations",
+    "load_activations": "artifacts",
     "compute_pca": "persona_space",
     "MeanScaler": "persona_space",
     "L2MeanScaler": "persona_space",

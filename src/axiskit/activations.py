@@ -1,4 +1,4 @@
-"""Response activations: the mean of the residual stream over each response's tokens, every layer."""
+"""Response activations: mean of the residual stream over each response's tokens, by layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from transformers import BatchEncoding
 
-from axiskit.artifacts import Metadata, read_pt, read_table, stage_metadata, write_pt
+from axiskit.artifacts import read_pt, read_table, stage_metadata, write_pt
 from axiskit.batching import length_sorted_batches, pad, run_halving
 from axiskit.errors import NonFiniteError
 from axiskit.layers import block_output, decoder, decoder_blocks, select_layers
@@ -74,7 +74,9 @@ def extract_activations(
             rollout_id: (saved["activations"][i], saved["n_tokens"][i])
             for i, rollout_id in enumerate(saved["rollout_id"])
         }
-    encoded = [encode_responses(tokenizer, messages, **chat_template_kwargs) for messages in conversations]
+    encoded = [
+        encode_responses(tokenizer, messages, **chat_template_kwargs) for messages in conversations
+    ]
     todo = [i for i, rollout_id in enumerate(ids) if rollout_id not in done]
     unsaved: list[str] = []
 
@@ -119,7 +121,7 @@ def extract_activations(
     kept = [rollout_id for rollout_id in ids if done[rollout_id][1] > 0]
     if len(kept) < len(ids):
         _log.warning("%s: %d empty responses left out", responses_path, len(ids) - len(kept))
-    empty = torch.empty(0, len(selected), table_hidden_size(inputs), dtype=torch.bfloat16)
+    empty = torch.empty(0, len(selected), inputs["model"]["hidden_size"], dtype=torch.bfloat16)
     write_pt(
         activations_path,
         {
@@ -136,46 +138,6 @@ def extract_activations(
         checkpoint.rmdir()
 
 
-def load_activations(path: str | Path) -> dict[str, Any]:
-    """Read activations/{shard}.pt.
-
-    Returns:
-        ``rollout_id`` (list), ``activations`` [rollout, layer, hidden] bfloat16, ``layers`` (the
-        model's layer of each position), ``n_tokens`` (list), ``metadata``.
-
-    Raises:
-        ArtifactError: It is not such a file, or its parts do not fit together.
-    """
-    content: dict[str, Any] = read_pt(
-        path, ["rollout_id", "activations", "layers", "n_tokens", "metadata"]
-    )
-    check_shape(path, content["activations"], content["layers"], content["metadata"])
-    return content
-
-
-def check_shape(
-    path: str | Path, tensor: torch.Tensor, layers: Sequence[int], metadata: Metadata
-) -> None:
-    """Refuse a tensor [..., layer, hidden] that is not of the model that its metadata names.
-
-    Raises:
-        ArtifactError: Layer count or hidden size differ; both numbers are said.
-    """
-    from axiskit.errors import ArtifactError
-
-    needed = (len(layers), metadata["model"]["hidden_size"])
-    if tuple(tensor.shape[-2:]) != needed:
-        raise ArtifactError(
-            f"{path}: [layer, hidden] is {list(tensor.shape[-2:])}, {list(needed)} needed for "
-            f"{metadata['model']['name']}; the file was changed or belongs to another model"
-        )
-
-
-def table_hidden_size(metadata: Metadata) -> int:
-    """Hidden size of the model that made a file."""
-    return int(metadata["model"]["hidden_size"])
-
-
 def encode_responses(
     tokenizer: Any, messages: Messages, **kwargs: Any
 ) -> tuple[list[int], list[bool]]:
@@ -185,9 +147,7 @@ def encode_responses(
     response cannot change it and is cut off.
     """
     text, spans = render_conversation(tokenizer, messages, **kwargs)
-    encoding: BatchEncoding = tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True
-    )
+    encoding: BatchEncoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     mask = [
         any(start < span_end and end > span_start for span_start, span_end in spans)
         for start, end in encoding["offset_mapping"]

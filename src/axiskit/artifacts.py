@@ -6,13 +6,14 @@ in the schema metadata under ``axiskit``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,9 @@ import pyarrow.parquet as pq
 from axiskit.errors import ArtifactError, WriteError
 from axiskit.recipes import RECIPE
 from axiskit.rollouts import digest
+
+if TYPE_CHECKING:
+    import torch
 
 Metadata = dict[str, Any]
 
@@ -93,7 +97,9 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> tuple[
     try:
         return table, json.loads((table.schema.metadata or {})[_PARQUET_KEY])
     except KeyError:
-        raise ArtifactError(f"{path}: no axiskit metadata found; was it written by a run?") from None
+        raise ArtifactError(
+            f"{path}: no axiskit metadata found; was it written by a run?"
+        ) from None
 
 
 def write_pt(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -133,6 +139,39 @@ def read_pt(path: str | Path, keys: Sequence[str] = ()) -> Any:
     return content
 
 
+def load_activations(path: str | Path) -> dict[str, Any]:
+    """Read activations/{shard}.pt.
+
+    Returns:
+        ``rollout_id`` (list), ``activations`` [rollout, layer, hidden] bfloat16, ``layers`` (the
+        model's layer of each position), ``n_tokens`` (list), ``metadata``.
+
+    Raises:
+        ArtifactError: It is not such a file, or its parts do not fit together.
+    """
+    content: dict[str, Any] = read_pt(
+        path, ["rollout_id", "activations", "layers", "n_tokens", "metadata"]
+    )
+    check_shape(path, content["activations"], content["layers"], content["metadata"])
+    return content
+
+
+def check_shape(
+    path: str | Path, tensor: torch.Tensor, layers: Sequence[int], metadata: Metadata
+) -> None:
+    """Refuse a tensor [..., layer, hidden] that is not of the model that its metadata names.
+
+    Raises:
+        ArtifactError: Layer count or hidden size differ; both numbers are said.
+    """
+    needed = (len(layers), metadata["model"]["hidden_size"])
+    if tuple(tensor.shape[-2:]) != needed:
+        raise ArtifactError(
+            f"{path}: [layer, hidden] is {list(tensor.shape[-2:])}, {list(needed)} needed for "
+            f"{metadata['model']['name']}; the file was changed or belongs to another model"
+        )
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, atomically.
 
@@ -150,14 +189,15 @@ def _write(path: str | Path, save: Callable[[str], Any]) -> None:
         save(str(temporary))
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, RuntimeError, pa.ArrowException) as error:  # torch hides the OSError
         raise WriteError(
             f"{path}: cannot be written: {_first_line(error)}; make room and run the same command "
             "again"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _first_line(error: BaseException) -> str:

@@ -82,7 +82,9 @@ def read_axis(path: str | Path) -> tuple[Float[torch.Tensor, "layer hidden"], di
     axis = content.get("axis") if isinstance(content, dict) else content
     if not isinstance(axis, torch.Tensor) or axis.ndim != 2:
         found = f"shape {list(axis.shape)}" if isinstance(axis, torch.Tensor) else type(axis)
-        raise ArtifactError(f"{path}: {found}, an axis [layer, hidden] needed; is it the right file?")
+        raise ArtifactError(
+            f"{path}: {found}, an axis [layer, hidden] needed; is it the right file?"
+        )
     return axis.float(), content.get("metadata", {}) if isinstance(content, dict) else {}
 
 
@@ -119,7 +121,8 @@ def project_batch(
             f"{list(axis.shape)}; use an axis of the same model and layers"
         )
     unit = torch.nn.functional.normalize(axis.float(), dim=-1)
-    return torch.einsum("...lh,lh->...l", activations.float(), unit)
+    projections: torch.Tensor = torch.einsum("...lh,lh->...l", activations.float(), unit)
+    return projections
 
 
 def cosine_similarity_per_layer(
@@ -135,14 +138,14 @@ def cosine_similarity_per_layer(
             f"[layer, hidden] is {list(first.shape)} and {list(second.shape)}; use directions of "
             "the same model and layers"
         )
-    return torch.nn.functional.cosine_similarity(first.double(), second.double(), dim=-1).float()
+    return torch.cosine_similarity(first.double(), second.double(), dim=-1).float()
 
 
 def axis_norm_per_layer(
     axis: Float[torch.Tensor, "layer hidden"],
 ) -> Float[torch.Tensor, " layer"]:
     """Length of the axis at every layer, in the units of the activations."""
-    return axis.float().norm(dim=-1)
+    return torch.linalg.vector_norm(axis.float(), dim=-1)
 
 
 def layer_position(layers: Sequence[int], layer: int) -> int:

@@ -48,7 +48,7 @@ def length_sorted_batches(
 def run_halving(
     batches: Sequence[list[int]], compute: Callable[[list[int]], Result]
 ) -> Iterator[tuple[list[int], Result]]:
-    """Run ``compute`` on each batch; one that does not fit in memory is split in two, as are the rest.
+    """Run ``compute`` on each batch; when one does not fit in memory, it and the rest are halved.
 
     Raises:
         OutOfMemoryError: A batch of one row does not fit.

@@ -101,7 +101,7 @@ class JudgeSection(Section):
     """``judge``: who scores the responses, and what the scores mean."""
 
     backend: Literal["likelihood"] = "likelihood"
-    thresholds: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 0.03]
+    thresholds: Annotated[list[float], Field(min_length=2, max_length=2)] = [-0.01, 0.01]
     max_unscored: Annotated[float, Field(ge=0, le=1)] = 0.1
 
     @field_validator("thresholds")
@@ -133,6 +133,7 @@ class Config(Section):
     roles: RolesSection = RolesSection()
     questions: QuestionsSection = QuestionsSection()
     prompts_per_role: PositiveInt = 5
+    default_prompts: PositiveInt = 5
     generation: GenerationSection = GenerationSection()
     activations: ActivationsSection = ActivationsSection()
     judge: JudgeSection = JudgeSection()

@@ -163,7 +163,9 @@ def plot_persona_space(
     shares = variance[variance["layer"] == target].set_index("component")["variance_ratio"]
     names = [c for c in ("pc1", "pc2", "pc3") if c in table]
     titles = {name: f"{name.upper()} ({shares[i + 1]:.0%})" for i, name in enumerate(names)}
-    labelled = set(table["role"]) if len(table) <= max_labels else _extremes(table, names, max_labels)
+    labelled = (
+        set(table["role"]) if len(table) <= max_labels else _extremes(table, names, max_labels)
+    )
     figure = Figure(figsize=(10.5, 5), layout="constrained")
     panels = figure.subplots(1, len(names) - 1, sharex=True, squeeze=False)[0]
     for axes, name in zip(panels, names[1:], strict=True):
@@ -207,13 +209,15 @@ def _extremes(table: Any, columns: list[str], count: int) -> set[str]:
 
 
 def _label_points(axes: Axes, table: Any, x: str, y: str) -> None:
-    """Names beside their points, each at the first of a few offsets where it covers no other name."""
+    """Names beside their points, each at the first of a few offsets where it covers nothing."""
     axes.margins(0.14, 0.1)
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]
     taken: list[Any] = []
     points = axes.transData.transform(table[[x, y]].to_numpy())
     offsets = [(6, 0, "left"), (-6, 0, "right"), (0, 8, "center"), (0, -8, "center")]
-    offsets += [(dx, dy, side) for dy in (10, -10, 18, -18) for dx, side in ((5, "left"), (-5, "right"))]
+    offsets += [
+        (dx, dy, side) for dy in (10, -10, 18, -18) for dx, side in ((5, "left"), (-5, "right"))
+    ]
     for row in table.itertuples():
         for dx, dy, side in offsets:
             text = axes.annotate(
@@ -242,9 +246,7 @@ def _group_colours(table: Any) -> dict[str, str]:
 
 def _mark_target(axes: Axes, layer: int) -> None:
     axes.axvline(layer, color="grey", lw=0.8, ls="--")
-    axes.annotate(
-        f" target layer {layer}", (layer, 0.02), color="grey", fontsize=8, va="bottom"
-    )
+    axes.annotate(f" target layer {layer}", (layer, 0.02), color="grey", fontsize=8, va="bottom")
 
 
 def _save_svg(figure: Figure, path: str | Path) -> None:

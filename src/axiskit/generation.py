@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import torch
@@ -28,7 +28,6 @@ from axiskit.rollouts import Rollout, digest, plan_rollouts
 from axiskit.sampling import SeededSampler
 from axiskit.templates import chat_messages, check_template, render_prompt
 
-
 RESPONSES = pa.schema(
     [
         ("rollout_id", pa.string()),
@@ -40,11 +39,24 @@ RESPONSES = pa.schema(
         ("question", pa.string()),
         ("response", pa.string()),
         ("n_tokens", pa.int32()),
+        ("log_likelihood", pa.float64()),
         ("finish_reason", pa.string()),
         ("seed", pa.int64()),
     ]
 )
-"""Columns of responses/{shard}.parquet; finish_reason is ``stop`` or ``length``."""
+"""Columns of responses/{shard}.parquet.
+
+log_likelihood is that of the response under its own prompt, at temperature 1, in nats, summed over
+tokens; finish_reason is ``stop`` or ``length``.
+"""
+
+
+class Sampling(TypedDict):
+    """How tokens are picked: see config/config.yaml."""
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
 
 
 def generate_responses(
@@ -62,6 +74,7 @@ def generate_responses(
     chat_template_kwargs: dict[str, Any],
     n_questions: int,
     prompts_per_role: int,
+    default_prompts: int,
     temperature: float,
     top_p: float,
     max_new_tokens: int,
@@ -82,13 +95,18 @@ def generate_responses(
         [load_role(path) for path in role_paths],
         load_questions(questions_path, n_questions),
         prompts_per_role=prompts_per_role,
+        default_prompts=default_prompts,
         model_name=display_name,
         seed=seed,
     )
     tokenizer = load_tokenizer(model_path, revision=revision)
     check_template(tokenizer, **chat_template_kwargs)
     fingerprint = model_fingerprint(model_path, revision=revision)
-    sampling = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    sampling: Sampling = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+    }
     prompts = {
         rollout.rollout_id: render_prompt(
             tokenizer,
@@ -130,9 +148,7 @@ def generate_responses(
             def answer(batch: list[int]) -> list[dict[str, Any]]:
                 batch_rollouts = [missing[i] for i in batch]
                 batch_tokens = [tokens[rollout.rollout_id] for rollout in batch_rollouts]
-                return sample_responses(
-                    model, tokenizer, batch_rollouts, batch_tokens, **sampling
-                )
+                return sample_responses(model, tokenizer, batch_rollouts, batch_tokens, **sampling)
 
             for batch, answers in run_halving(batches, answer):
                 for i, row in zip(batch, answers, strict=True):
@@ -155,6 +171,7 @@ def generate_responses(
         seed=seed,
         n_questions=n_questions,
         prompts_per_role=prompts_per_role,
+        default_prompts=default_prompts,
     )
     metadata["model"] = model_metadata(
         tokenizer,
@@ -182,7 +199,8 @@ def sample_responses(
     """Sample one response for each rollout, as one left-padded batch.
 
     Returns:
-        For each rollout its ``response``, ``n_tokens`` (the stop token not counted) and
+        For each rollout its ``response``, ``n_tokens`` (the stop token not counted),
+        ``log_likelihood`` (nats, at temperature 1, summed over these tokens) and
         ``finish_reason``: ``stop`` at a stop token, ``length`` at ``max_new_tokens``.
     """
     stops = stop_token_ids(model, tokenizer)
@@ -202,13 +220,15 @@ def sample_responses(
         do_sample=False,
         max_new_tokens=max_new_tokens,
     )
+    log_likelihoods = torch.stack(sampler.log_likelihoods, dim=-1).double().cpu()
     answers = []
-    for row in output[:, width:].tolist():
+    for row, log_likelihood in zip(output[:, width:].tolist(), log_likelihoods, strict=True):
         length = next((i for i, token in enumerate(row) if token in stops), len(row))
         answers.append(
             {
                 "response": tokenizer.decode(row[:length], skip_special_tokens=True),
                 "n_tokens": length,
+                "log_likelihood": float(log_likelihood[:length].sum()),
                 "finish_reason": "stop" if length < len(row) else "length",
             }
         )

@@ -7,6 +7,7 @@ it runs. A line starts with the row's key: a hash of all that determines the row
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
@@ -69,10 +70,8 @@ class Journal:
         """Close this job's own file."""
         if self._file is not None:
             file, self._file = self._file, None
-            try:
+            with contextlib.suppress(OSError):  # the line that append could not write, once more
                 file.close()
-            except OSError:  # the failed line again, still in the buffer: append has told of it
-                pass
 
     def __enter__(self) -> Journal:
         return self

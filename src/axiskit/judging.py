@@ -32,7 +32,7 @@ SCORES = pa.schema(
         ("tokens_out", pa.int32()),
     ]
 )
-"""Columns of scores/{shard}.parquet; either score or reason is null. Default rollouts have no row."""
+"""Columns of scores/{shard}.parquet; score or reason is null. Default rollouts have no row."""
 
 REFUSALS = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -63,7 +63,7 @@ def is_plain_refusal(response: str) -> bool:
 
 
 def likelihood_score(response: str, ratio: float, thresholds: Sequence[float]) -> int:
-    """Score from the log-likelihood ratio: 0 a plain refusal, 1 below both thresholds, 2, 3 above both.
+    """Score from the ratio: 0 a plain refusal, 1 below both thresholds, 2 between, 3 above both.
 
     Args:
         response: The response's text, for the refusal patterns.

@@ -1,9 +1,14 @@
 """How much better a role's prompt explains a response than a neutral prompt does.
 
-    ratio = (log p(response | role prompt, question) - log p(response | neutral prompt, question)) / n
+    ratio = (log p(response | role prompt, question)
+             - log p(response | neutral prompt, question)) / n_tokens
 
-in nats per response token, by the model that wrote the response. It is a proxy, not a reading of the
-text: it says that the prompt left a trace in the response, not that the response plays the role well.
+in in nats per response token, by the model that wrote the response. The first term is known from
+generation; it is computed again only where the text is tokenized otherwise than it was sampled, or
+where the engine did not tell.
+
+It is a proxy, not a reading of the text: it says that the prompt left a trace in the response, not
+that the response plays the role well.
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ def likelihood_ratios(
     """Ratio of each response, journaled as it is computed (thresholds do not enter the journal).
 
     Args:
-        responses: Rows with ``rollout_id``, ``system_prompt``, ``question``, ``response`` (not empty).
+        responses: Rows of responses/{shard}.parquet with a response that is not empty.
         neutral_prompt: The system prompt to compare with; ``""`` sends none.
 
     Returns:
@@ -68,31 +73,31 @@ def likelihood_ratios(
         missing = [row for row in responses if keys[row["rollout_id"]] not in ratios]
         if missing:
             model, tokenizer = load_model(model_path, revision=revision, dtype=dtype)
-            encoded = [
-                [
-                    encode_responses(
-                        tokenizer,
-                        [
-                            *chat_messages(
-                                tokenizer, prompt, row["question"], **chat_template_kwargs
-                            ),
-                            {"role": "assistant", "content": row["response"]},
-                        ],
-                        **chat_template_kwargs,
-                    )
-                    for prompt in (row["system_prompt"], neutral_prompt)
-                ]
-                for row in missing
-            ]
+
+            def encode(row: dict[str, Any], prompt: str) -> tuple[list[int], list[bool]]:
+                messages = chat_messages(tokenizer, prompt, row["question"], **chat_template_kwargs)
+                messages.append({"role": "assistant", "content": row["response"]})
+                return encode_responses(tokenizer, messages, **chat_template_kwargs)
+
+            # the neutral side of each response, and its own side where it is not known
+            sides = [[encode(row, neutral_prompt)] for row in missing]
+            for row, side in zip(missing, sides, strict=True):
+                if row["log_likelihood"] is None or sum(side[0][1]) != row["n_tokens"]:
+                    side.append(encode(row, row["system_prompt"]))
             batches = length_sorted_batches(
-                [2 * max(len(tokens) for tokens, _ in pair) for pair in encoded],
+                [sum(len(tokens) for tokens, _ in side) for side in sides],
                 max_tokens=tokens_per_batch,
             )
 
             def ratios_of(batch: list[int]) -> list[float]:
-                sequences = [side for i in batch for side in encoded[i]]
-                means = mean_log_likelihood(model, *zip(*sequences, strict=True))
-                return (means[0::2] - means[1::2]).tolist()
+                sequences = [sequence for i in batch for sequence in sides[i]]
+                sums = iter(log_likelihoods(model, *zip(*sequences, strict=True)).tolist())
+                ratios = []
+                for i in batch:
+                    neutral = next(sums)
+                    own = next(sums) if len(sides[i]) == 2 else missing[i]["log_likelihood"]
+                    ratios.append((own - neutral) / sum(sides[i][0][1]))
+                return ratios
 
             with Progress(f"judge_responses {shard}", len(responses), len(ratios)) as progress:
                 for batch, values in run_halving(batches, ratios_of):
@@ -103,7 +108,7 @@ def likelihood_ratios(
                                 f"rollout {rollout_id}: its log-likelihood ratio is {ratio}, a "
                                 "finite one needed; check the weights, or try model.dtype float32"
                             )
-                        tokens_in = sum(len(tokens) for tokens, _ in encoded[i])
+                        tokens_in = sum(len(tokens) for tokens, _ in sides[i])
                         row = {"ratio": ratio, "tokens_in": tokens_in}
                         journal.append(keys[rollout_id], row)
                         ratios[keys[rollout_id]] = row
@@ -112,10 +117,10 @@ def likelihood_ratios(
 
 
 @torch.inference_mode()
-def mean_log_likelihood(
+def log_likelihoods(
     model: Any, tokens: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]]
 ) -> Float[torch.Tensor, " batch"]:
-    """Mean log-likelihood of the masked tokens of each row, nats per token, float32.
+    """Log-likelihood of the masked tokens of each row, summed, nats, float32.
 
     Left padding, so that the responses of all rows end together and logits are computed for the
     last positions alone.
@@ -136,4 +141,4 @@ def mean_log_likelihood(
         ((row.float().log_softmax(dim=-1).gather(-1, wanted[:, None])[:, 0]) * used).sum()
         for row, wanted, used in zip(logits, targets, mask, strict=True)  # row by row: memory
     ]
-    return (torch.stack(sums) / mask.sum(dim=-1)).cpu()
+    return torch.stack(sums).cpu()

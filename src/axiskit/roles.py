@@ -48,9 +48,10 @@ class Role(BaseModel):
             RoleError: There are fewer than ``count``.
         """
         if len(self.instructions) < count:
+            key = "default_prompts" if self.kind == "default" else "prompts_per_role"
             raise RoleError(
-                f"role '{self.name}': {len(self.instructions)} instructions, "
-                f"{count} needed (prompts_per_role); write more or lower it"
+                f"role '{self.name}': {len(self.instructions)} instructions, {count} needed "
+                f"({key}); write more or lower it"
             )
         return [text.replace("{model_name}", model_name) for text in self.instructions[:count]]
 
@@ -101,13 +102,17 @@ def load_role(path: str | Path) -> Role:
 
 
 def load_roles(
-    folder: str | Path, include: Sequence[str] | str = "all", prompts_per_role: int = 1
+    folder: str | Path,
+    include: Sequence[str] | str = "all",
+    *,
+    prompts_per_role: int = 1,
+    default_prompts: int = 1,
 ) -> dict[str, Role]:
     """Read the included roles, sorted by name, and check that they can be run together.
 
     Raises:
         RoleError: A file is bad, there is not exactly one default, there is no role beside it, or
-            one has fewer than ``prompts_per_role`` instructions.
+            one has fewer instructions than ``prompts_per_role`` (the default: ``default_prompts``).
     """
     roles = {name: load_role(path) for name, path in find_role_files(folder, include).items()}
     defaults = [role.name for role in roles.values() if role.kind == "default"]
@@ -119,7 +124,7 @@ def load_roles(
     if len(roles) < 2:
         raise RoleError(f"{folder}: no role beside the default (roles.include)")
     for role in roles.values():
-        role.prompts(prompts_per_role, "")
+        role.prompts(default_prompts if role.kind == "default" else prompts_per_role, "")
     return roles
 
 
@@ -161,6 +166,8 @@ def _check(role: Role, path: Path) -> None:
     if not role.instructions:
         raise RoleError(f"{path}: instructions: none found, at least one needed; write some")
     if role.kind == "role" and not all(text.strip() for text in role.instructions):
-        raise RoleError(f"{path}: instructions: one is empty; only the default may have an empty one")
+        raise RoleError(
+            f"{path}: instructions: one is empty; only the default may have an empty one"
+        )
     if len(set(role.instructions)) < len(role.instructions):
         raise RoleError(f"{path}: instructions: two are the same; each needs to differ")

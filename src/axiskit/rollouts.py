@@ -1,7 +1,7 @@
 """What is generated: one rollout for each role, instruction and question.
 
-A rollout's seed comes from what it is (run seed, role, prompt, question), never from where it stands
-in a shard, a batch or a file: the same rollout is sampled the same wherever it runs.
+A rollout's seed comes from what it is (run seed, role, prompt, question), never from where it
+stands in a shard, a batch or a file: the same rollout is sampled the same wherever it runs.
 """
 
 from __future__ import annotations
@@ -56,10 +56,17 @@ def plan_rollouts(
     questions: Sequence[str],
     *,
     prompts_per_role: int,
+    default_prompts: int,
     model_name: str,
     seed: int,
 ) -> list[Rollout]:
-    """List the rollouts of these roles, ordered by role, prompt and question."""
+    """List the rollouts of these roles, ordered by role, prompt and question.
+
+    Raises:
+        RoleError: A role has fewer instructions than ``prompts_per_role``, or the default fewer
+            than ``default_prompts``.
+    """
+    counts = {"role": prompts_per_role, "default": default_prompts}
     return [
         Rollout(
             rollout_id=f"{role.name}/{prompt_index}/{question_index}",
@@ -72,6 +79,6 @@ def plan_rollouts(
             seed=int(digest(seed, role.name, prompt, question)[:16], 16) >> 1,
         )
         for role in sorted(roles, key=lambda role: role.name)
-        for prompt_index, prompt in enumerate(role.prompts(prompts_per_role, model_name))
+        for prompt_index, prompt in enumerate(role.prompts(counts[role.kind], model_name))
         for question_index, question in enumerate(questions)
     ]

@@ -42,13 +42,13 @@ def sample_tokens(
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    scaled = logits.double() / temperature
-    log_total = scaled.logsumexp(dim=-1, keepdim=True)
+    scaled = logits.float() / temperature
+    log_total = scaled.logsumexp(dim=-1, keepdim=True).double()
     vocabulary = logits.shape[-1]
     k = min(_FIRST_TOP_K, vocabulary)
     while True:  # nearly always one pass: a full sort of the vocabulary each step is slow
         top, ids = scaled.topk(k, dim=-1)
-        probabilities = (top - log_total).exp()
+        probabilities = (top.double() - log_total).exp()
         before = probabilities.cumsum(dim=-1) - probabilities
         if k == vocabulary or bool((before[:, -1] + probabilities[:, -1] >= top_p).all()):
             break
@@ -86,6 +86,8 @@ class SeededSampler:
         self.prompt_width = prompt_width
         self.temperature = temperature
         self.top_p = top_p
+        self.log_likelihoods: list[torch.Tensor] = []
+        """One tensor [batch] a step: log-likelihood of the picked token at temperature 1, nats."""
 
     def __call__(
         self,
@@ -106,8 +108,8 @@ class SeededSampler:
             )
         step = input_ids.shape[-1] - self.prompt_width
         uniforms = [uniform(seed, step) for seed in self.seeds]
-        tokens = sample_tokens(
-            scores, uniforms, temperature=self.temperature, top_p=self.top_p
-        )
+        tokens = sample_tokens(scores, uniforms, temperature=self.temperature, top_p=self.top_p)
+        picked = scores.gather(-1, tokens[:, None]) - scores.logsumexp(dim=-1, keepdim=True)
+        self.log_likelihoods.append(picked[:, 0])
         only = torch.full_like(scores, float("-inf"))
         return only.scatter_(-1, tokens[:, None], 0.0)

@@ -47,7 +47,11 @@ def summarise_axis(
         f"{model['hidden_size']}): {axis_path}",
         f"  {int(roles['n_rollouts'].sum())} rollouts; {len(others)} of "
         f"{int((roles['kind'] == 'role').sum())} roles used"
-        + (f", left out: {', '.join(left_out['role'])} (roles.parquet says why)" if len(left_out) else ""),
+        + (
+            f", left out: {', '.join(left_out['role'])} (roles.parquet says why)"
+            if len(left_out)
+            else ""
+        ),
         f"  at layer {target}: cos(axis, PC1) = {cosines[target]:.2f}, "
         f"{by_layer['n_components_70'][target]} components for 70 % of the variance, "
         f"|axis| = {by_layer['axis_norm'][target]:.3g}",
@@ -65,7 +69,7 @@ def summarise_axis(
             f"{highest['role']} {highest['projection']:.2f}",
         ),
     ]
-    if grounded == grounded and fantastical == fantastical:  # neither is NaN: both groups were run
+    if {*others["group"]} & GROUNDED and {*others["group"]} & FANTASTICAL:
         lines.append(
             _expectation(
                 bool(grounded > fantastical),

@@ -80,26 +80,23 @@ def render_conversation(
         marked[i]["content"] = _SENTINEL.format(i)
     skeleton = _render(tokenizer, marked, False, kwargs)
     text = _render(tokenizer, messages, False, kwargs)
+    literals = re.split("|".join(_SENTINEL.format(i) for i in turns), skeleton)
+    end = len(text) - len(literals[-1])
+    if len(literals) != len(turns) + 1 or not text.endswith(literals[-1]):
+        raise _rewritten(turns[-1])
     spans: list[tuple[int, int]] = []
-    end = len(text)
-    for i in reversed(turns):  # from the end: what follows the last response is the shortest
-        before, marker, after = skeleton.rpartition(_SENTINEL.format(i))
-        if not marker or not text[:end].endswith(after):
-            raise _rewritten(i)
-        stop = end - len(after)
+    for i, before in zip(reversed(turns), reversed(literals[:-1]), strict=True):
         content = messages[i]["content"]
-        without_thinking = _THINKING.sub("", content).rpartition("</think>")[2]
-        for candidate in (content, content.strip(), without_thinking, without_thinking.strip()):
-            if text[:stop].endswith(candidate):
+        answer = _THINKING.sub("", content).rpartition("</think>")[2]
+        for candidate in (content, content.strip(), answer, answer.strip()):
+            if text[:end].endswith(before + candidate):
                 break
         else:
             raise _rewritten(i)
-        end = stop - len(candidate)
-        response = without_thinking.strip()
-        start = text.rindex(response, end, stop)
-        spans.append((start, start + len(response)))
-        skeleton = before
-    if text[:end] != skeleton:
+        start = text.rindex(answer.strip(), end - len(candidate), end)
+        spans.append((start, start + len(answer.strip())))
+        end -= len(before) + len(candidate)
+    if end != 0:
         raise _rewritten(turns[0])
     return text, spans[::-1]
 

@@ -10,8 +10,15 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from axiskit.activations import check_shape, load_activations
-from axiskit.artifacts import read_pt, read_table, stage_metadata, write_pt, write_table
+from axiskit.artifacts import (
+    check_shape,
+    load_activations,
+    read_pt,
+    read_table,
+    stage_metadata,
+    write_pt,
+    write_table,
+)
 from axiskit.errors import ArtifactError, VectorError
 from axiskit.roles import load_role
 
@@ -43,7 +50,7 @@ def compute_role_vectors(
     min_responses: int,
     min_roles: int,
 ) -> None:
-    """Average activations by role over responses scored ``min_score`` or more; the default over all.
+    """Average activations by role over responses scored ``min_score`` up; the default over all.
 
     Shards are read one after the other, never all at once.
 
@@ -97,7 +104,9 @@ def compute_role_vectors(
     }
     kept = [name for name in roles if name != default and name not in reasons]
     if not n_used[default]:
-        raise VectorError(f"{default}: no response of the default has tokens; nothing to compare to")
+        raise VectorError(
+            f"{default}: no response of the default has tokens; nothing to compare to"
+        )
     metadata = stage_metadata(
         "compute_role_vectors", metadatas, min_score=min_score, min_responses=min_responses
     )
@@ -152,5 +161,3 @@ def load_role_vectors(path: str | Path) -> dict[str, Any]:
     check_shape(path, content["vectors"], content["layers"], content["metadata"])
     check_shape(path, content["default"], content["layers"], content["metadata"])
     return content
-
-

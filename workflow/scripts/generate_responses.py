@@ -20,6 +20,7 @@ generate_responses(
     chat_template_kwargs=snakemake.params.chat_template_kwargs,
     n_questions=snakemake.params.n_questions,
     prompts_per_role=snakemake.params.prompts_per_role,
+    default_prompts=snakemake.params.default_prompts,
     temperature=snakemake.params.temperature,
     top_p=snakemake.params.top_p,
     max_new_tokens=snakemake.params.max_new_tokens,

@@ -1,0 +1,186 @@
+"""Extraction against the plain way: hidden states of the whole model, averaged afterwards."""
+
+import pytest
+import torch
+import transformers
+from conftest import HIDDEN, N_LAYERS, tiny_tokenizer
+
+from axiskit.activations import encode_responses, extract_activations, mean_activations
+from axiskit.artifacts import load_activations, read_table, write_table
+from axiskit.errors import ModelError, NonFiniteError
+from axiskit.generation import RESPONSES
+from axiskit.layers import decoder_blocks, select_layers, target_layer
+from axiskit.likelihood import log_likelihoods
+from axiskit.models import load_model
+
+TEXTS = ["short", "a somewhat longer answer, this one", "x", "and\nlines \u00e9"]
+
+
+def conversations(tokenizer):
+    return [
+        encode_responses(
+            tokenizer,
+            [{"role": "user", "content": "q" * (i + 1)}, {"role": "assistant", "content": text}],
+        )
+        for i, text in enumerate(TEXTS)
+    ]
+
+
+def test_means_equal_hidden_states_averaged_one_by_one(any_model):
+    model, tokenizer = load_model(any_model, dtype="float32")
+    encoded = conversations(tokenizer)
+    tokens, masks = zip(*encoded, strict=True)
+    found = mean_activations(model, tokens, masks, range(N_LAYERS), tokenizer.pad_token_id)
+    assert found.shape == (len(TEXTS), N_LAYERS, HIDDEN)
+    for row, (ids, mask) in zip(found, encoded, strict=True):
+        with torch.inference_mode():
+            output = model(torch.tensor([ids]), output_hidden_states=True)
+        for layer in range(N_LAYERS - 1):  # hidden_states[i + 1], but for the normed last one
+            expected = output.hidden_states[layer + 1][0, torch.tensor(mask)].mean(dim=0)
+            assert torch.allclose(row[layer], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_last_layer_is_the_stream_before_the_final_norm(tiny_model):
+    model, tokenizer = load_model(tiny_model, dtype="float32")
+    ids, mask = conversations(tokenizer)[1]
+    found = mean_activations(model, [ids], [mask], [N_LAYERS - 1], tokenizer.pad_token_id)[0, 0]
+    kept = []
+    handle = model.model.norm.register_forward_pre_hook(lambda module, args: kept.append(args[0]))
+    with torch.inference_mode():
+        model(torch.tensor([ids]))
+    handle.remove()
+    assert torch.allclose(found, kept[0][0, torch.tensor(mask)].mean(dim=0), atol=1e-4)
+
+
+def test_hooks_come_off(tiny_model):
+    model, tokenizer = load_model(tiny_model, dtype="float32")
+    tokens, masks = zip(*conversations(tokenizer), strict=True)
+    mean_activations(model, tokens, masks, [0], tokenizer.pad_token_id)
+    with pytest.raises(IndexError):
+        mean_activations(model, [[999]], [[True]], [0, 1], tokenizer.pad_token_id)
+    assert not any(block._forward_hooks for block in decoder_blocks(model))
+
+
+def test_log_likelihoods_equal_the_plain_way(any_model):
+    model, tokenizer = load_model(any_model, dtype="float32")
+    encoded = conversations(tokenizer)
+    found = log_likelihoods(model, *zip(*encoded, strict=True))
+    for value, (ids, mask) in zip(found, encoded, strict=True):
+        with torch.inference_mode():
+            table = model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+        expected = sum(float(table[i - 1, ids[i]]) for i, used in enumerate(mask) if used)
+        assert float(value) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.fixture
+def shard(tmp_path, tiny_model):
+    rows = [
+        {
+            "rollout_id": f"ghost/0/{i}",
+            "role": "ghost",
+            "kind": "role",
+            "prompt_index": 0,
+            "question_index": i,
+            "system_prompt": "Haunt.",
+            "question": f"Why {i}?",
+            "response": text,
+            "n_tokens": len(text),
+            "log_likelihood": 0.0,
+            "finish_reason": "stop",
+            "seed": i,
+        }
+        for i, text in enumerate([*TEXTS, "  "])
+    ]
+    metadata = {
+        "model": {"name": "tiny", "hidden_size": HIDDEN, "n_layers": N_LAYERS},
+        "stages": {},
+        "config_fingerprint": "x",
+    }
+    path = tmp_path / "responses.parquet"
+    import pyarrow as pa
+
+    write_table(path, pa.Table.from_pylist(rows, schema=RESPONSES), metadata)
+    return {
+        "responses_path": path,
+        "activations_path": tmp_path / "activations.pt",
+        "checkpoint_folder": tmp_path / "checkpoints",
+        "shard": "000",
+        "model_path": tiny_model,
+        "revision": None,
+        "dtype": "float32",
+        "chat_template_kwargs": {},
+        "layers": "all",
+        "tokens_per_batch": 10_000,
+    }
+
+
+def test_file_holds_what_was_computed_whatever_the_batches(shard):
+    extract_activations(**shard)
+    first = load_activations(shard["activations_path"])
+    assert first["rollout_id"] == [f"ghost/0/{i}" for i in range(len(TEXTS))]  # " " has no tokens
+    assert first["n_tokens"] == [len(text.encode()) for text in TEXTS]
+    assert first["activations"].dtype == torch.bfloat16
+    assert first["layers"] == list(range(N_LAYERS))
+    extract_activations(**shard | {"tokens_per_batch": 1, "layers": [2, 0]})
+    second = load_activations(shard["activations_path"])
+    assert second["layers"] == [0, 2]
+    assert torch.allclose(
+        second["activations"].float(), first["activations"][:, [0, 2]].float(), rtol=2**-7
+    )
+    assert not any(shard["checkpoint_folder"].iterdir())
+
+
+def test_a_killed_job_goes_on_from_its_checkpoints(shard, monkeypatch):
+    import axiskit.activations as module
+
+    extract_activations(**shard)
+    expected = load_activations(shard["activations_path"])
+    monkeypatch.setattr(module, "_ROLLOUTS_PER_CHECKPOINT", 1)
+    read = []
+
+    def stop_after_two(*args):
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        read.append(args)
+        return mean_activations(*args)
+
+    monkeypatch.setattr(module, "mean_activations", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        extract_activations(**shard | {"tokens_per_batch": 1})
+    monkeypatch.setattr(
+        module, "mean_activations", lambda *args: read.append(args) or mean_activations(*args)
+    )
+    extract_activations(**shard | {"tokens_per_batch": 1})
+    assert len(read) == len(TEXTS) + 1  # none twice
+    found = load_activations(shard["activations_path"])
+    assert found["rollout_id"] == expected["rollout_id"]
+    assert torch.allclose(found["activations"].float(), expected["activations"].float(), rtol=2**-7)
+
+
+def test_nan_names_the_rollout_and_the_layer(shard, tiny_model, tmp_path):
+    folder = tmp_path / "broken"
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    with pytest.raises(NonFiniteError, match=r"rollout ghost/0/.: the activation after layer 2 is"):
+        extract_activations(**shard | {"model_path": str(folder)})
+    assert not shard["activations_path"].exists()
+
+
+def test_layers_that_do_not_exist_and_targets_that_were_not_kept():
+    with pytest.raises(ModelError, match=r"layer 9: the model has 4 layers"):
+        select_layers([0, 9], 4)
+    assert target_layer("auto", [0, 2], 4) == 2
+    with pytest.raises(ModelError, match=r"layer 2 \(model\.target_layer\) is not among"):
+        target_layer("auto", [0, 1], 4)
+
+
+def test_unknown_architecture_says_how_to_add_it():
+    with pytest.raises(ModelError, match=r"add its path to axiskit/layers\.py"):
+        decoder_blocks(torch.nn.Linear(2, 2))
+
+
+def test_responses_table_reads_back(shard):
+    assert read_table(shard["responses_path"])[0].schema.names == RESPONSES.names

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from axiskit.config import Config, config_keys, validate_config
+from axiskit.errors import ConfigError
+
+DEFAULT = ROOT / "config" / "config.yaml"
+
+
+@pytest.fixture
+def values():
+    return yaml.safe_load(DEFAULT.read_text())
+
+
+def test_default_config_is_valid_and_sets_every_key(values):
+    assert validate_config(values, [DEFAULT]).model.must_be_fetched
+
+    def keys(node, prefix=""):
+        for name, value in node.items():
+            if isinstance(value, dict) and value:
+                yield from keys(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+    assert set(keys(values)) == set(config_keys())
+
+
+def test_docs_name_every_key():
+    text = (ROOT / "docs" / "config.md").read_text()
+    assert [key for key in config_keys() if f"`{key}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("generation", "temprature", 0.5, "did you mean 'generation.temperature'?"),
+        ("generation", "temperature", "hot", "found 'hot'"),
+        ("generation", "top_p", 0, "greater than 0"),
+        ("generation", "engine", "vlm", "found 'vlm'"),
+        ("judge", "thresholds", [0.3, 0.1], "must increase"),
+        ("judge", "max_unscored", 2.0, "less than or equal to 1"),
+        ("vectors", "min_score", 4, "less than or equal to 3"),
+        ("questions", "count", 0, "greater than 0"),
+        ("model", "name", "../up", "pattern"),
+        ("model", "dtype", "int4", "float32"),
+        ("activations", "layers", [], "at least 1"),
+    ],
+)
+def test_bad_value_names_file_key_and_finding(values, tmp_path, section, key, value, said):
+    values[section][key] = value
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({section: {key: value}}))
+    with pytest.raises(ConfigError) as error:
+        validate_config(values, [DEFAULT, file])
+    assert f"{file}: {section}.{key}: " in str(error.value)
+    assert said in str(error.value)
+
+
+def test_misspelt_section_and_missing_key(values):
+    values["generaton"] = values.pop("generation")
+    del values["model"]["path"]
+    with pytest.raises(ConfigError) as error:
+        validate_config(values, [DEFAULT])
+    assert "generaton: unknown key; did you mean 'generation'?" in str(error.value)
+    assert "model.path: missing" in str(error.value)
+
+
+def test_packaged_model_must_be_pinned_and_hashed(values):
+    values["model"]["sha256"] = None
+    with pytest.raises(ConfigError, match=r"needs model\.sha256"):
+        validate_config(values)
+    values["model"]["path"] = "pypi:somewhere"
+    with pytest.raises(ConfigError, match="is not of the form"):
+        validate_config(values)
+
+
+def test_command_line_value_is_named_by_the_last_file_or_config():
+    with pytest.raises(ConfigError, match=r"^config: shards: "):
+        validate_config({"model": {"name": "a", "path": "b"}, "shards": 0})
+
+
+def test_code_defaults_need_only_a_model():
+    config = Config.model_validate({"model": {"name": "a", "path": str(Path("some/id"))}})
+    assert not config.model.must_be_fetched
+    assert config.generation.max_new_tokens == 512
