@@ -31,3 +31,7 @@ rule all:
     default_target: True
     input:
         ALL_RESULTS,
+
+
+onsuccess:
+    print_summary()

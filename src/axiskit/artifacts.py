@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from axiskit import __version__
 from axiskit.errors import ArtifactError, WriteError
 from axiskit.recipes import RECIPE
 from axiskit.rollouts import digest
@@ -51,7 +52,9 @@ def stage_metadata(stage: str, inputs: Iterable[Mapping[str, Any]], **settings: 
     merged["stages"][stage] = {"recipe": RECIPE[stage], **settings}
     merged["layer_indexing"] = LAYER_INDEXING
     merged["config_fingerprint"] = digest(merged.get("model"), merged["stages"])
-    merged["versions"] = {name: version(name) for name in ("axiskit", "torch", "transformers")}
+    merged["versions"] = {"axiskit": __version__} | {
+        name: version(name) for name in ("torch", "transformers")
+    }
     return merged
 
 

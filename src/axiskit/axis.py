@@ -145,7 +145,8 @@ def axis_norm_per_layer(
     axis: Float[torch.Tensor, "layer hidden"],
 ) -> Float[torch.Tensor, " layer"]:
     """Length of the axis at every layer, in the units of the activations."""
-    return torch.linalg.vector_norm(axis.float(), dim=-1)
+    norms: torch.Tensor = axis.float().norm(dim=-1)
+    return norms
 
 
 def layer_position(layers: Sequence[int], layer: int) -> int:

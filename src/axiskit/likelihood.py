@@ -3,7 +3,7 @@
     ratio = (log p(response | role prompt, question)
              - log p(response | neutral prompt, question)) / n_tokens
 
-in in nats per response token, by the model that wrote the response. The first term is known from
+in nats per response token, by the model that wrote the response. The first term is known from
 generation; it is computed again only where the text is tokenized otherwise than it was sampled, or
 where the engine did not tell.
 
@@ -46,11 +46,12 @@ def likelihood_ratios(
     """Ratio of each response, journaled as it is computed (thresholds do not enter the journal).
 
     Args:
-        responses: Rows of responses/{shard}.parquet with a response that is not empty.
+        responses: Rows of responses/{shard}.parquet.
         neutral_prompt: The system prompt to compare with; ``""`` sends none.
 
     Returns:
-        For each rollout id: ``ratio`` in nats per token, ``tokens_in`` read by the model.
+        For each rollout id: ``ratio`` in nats per token, ``tokens_in`` read by the model. A
+        response without tokens (empty, or nothing but thinking) has none.
 
     Raises:
         NonFiniteError: The model gives a response a likelihood that is not a number.
@@ -72,7 +73,12 @@ def likelihood_ratios(
         ratios = journal.read(set(keys.values()))
         missing = [row for row in responses if keys[row["rollout_id"]] not in ratios]
         if missing:
-            model, tokenizer = load_model(model_path, revision=revision, dtype=dtype)
+            model, tokenizer = load_model(
+                model_path,
+                revision=revision,
+                dtype=dtype,
+                chat_template_kwargs=chat_template_kwargs,
+            )
 
             def encode(row: dict[str, Any], prompt: str) -> tuple[list[int], list[bool]]:
                 messages = chat_messages(tokenizer, prompt, row["question"], **chat_template_kwargs)
@@ -81,6 +87,8 @@ def likelihood_ratios(
 
             # the neutral side of each response, and its own side where it is not known
             sides = [[encode(row, neutral_prompt)] for row in missing]
+            missing = [row for row, side in zip(missing, sides, strict=True) if any(side[0][1])]
+            sides = [side for side in sides if any(side[0][1])]
             for row, side in zip(missing, sides, strict=True):
                 if row["log_likelihood"] is None or sum(side[0][1]) != row["n_tokens"]:
                     side.append(encode(row, row["system_prompt"]))
@@ -113,7 +121,7 @@ def likelihood_ratios(
                         journal.append(keys[rollout_id], row)
                         ratios[keys[rollout_id]] = row
                     progress.advance(len(batch))
-    return {rollout_id: ratios[key] for rollout_id, key in keys.items()}
+    return {rollout_id: ratios[key] for rollout_id, key in keys.items() if key in ratios}
 
 
 @torch.inference_mode()

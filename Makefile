@@ -1,0 +1,45 @@
+# Two commands do all: `make axis` and `make test`. Both set up .venv first.
+PYTHON ?= python3.11
+BIN := .venv/bin
+CORES ?= all
+ARGS ?=
+
+.PHONY: axis test lint fmt report pins clean help
+.DEFAULT_GOAL := help
+
+.venv/.ready: envs/requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement envs/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+axis: .venv/.ready  ## compute the Assistant Axis (the default config, or ARGS="--configfile my.yaml")
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(ARGS)
+
+test: .venv/.ready  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/.ready  ## style, workflow lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
+	$(BIN)/mypy
+
+fmt: .venv/.ready  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules
+
+report: .venv/.ready  ## report.html with all figures
+	$(BIN)/snakemake --report report.html $(ARGS)
+
+pins: .venv/.ready  ## pin what is installed in .venv
+	{ echo "# What make installs: every package pinned. Written by 'make pins'; pyproject.toml has the ranges."; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > envs/requirements.txt
+
+clean:  ## remove .venv and caches; results/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+
+help:
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
