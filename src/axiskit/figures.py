@@ -14,10 +14,11 @@ import plotly.express as px
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from axiskit.artifacts import read_table, write_text
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255")
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#222255", "#bbbbbb")
 DEFAULT_COLOUR = "#000000"
 _QUANTILES = (0.1, 0.9)
 _PROJECTION_MAP = "cividis"
@@ -176,11 +177,15 @@ def plot_persona_space(
         axes.scatter(
             default["pc1"], default[name], marker="*", s=170, edgecolor="black", facecolor="none"
         )
-        _label_points(axes, table[table["role"].isin(labelled)], "pc1", name)
         axes.set_xlabel(titles["pc1"])
         axes.set_ylabel(titles[name])
         axes.grid(alpha=0.25)
+        axes.margins(0.18, 0.08)
     figure.colorbar(points, ax=panels, label="projection on the axis", shrink=0.8)
+    figure.draw_without_rendering()  # labels need the final positions
+    figure.set_layout_engine("none")
+    for axes, name in zip(panels, names[1:], strict=True):
+        _label_points(axes, table, labelled, "pc1", name)
     _save_svg(figure, svg_path)
     interactive = px.scatter_3d(
         table,
@@ -208,21 +213,19 @@ def _extremes(table: Any, columns: list[str], count: int) -> set[str]:
     return names
 
 
-def _label_points(axes: Axes, table: Any, x: str, y: str) -> None:
+def _label_points(axes: Axes, table: Any, labelled: set[str], x: str, y: str) -> None:
     """Names beside their points, each at the first of a few offsets where it covers nothing."""
-    axes.margins(0.14, 0.1)
-    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
-    taken: list[Any] = []
     points = axes.transData.transform(table[[x, y]].to_numpy())
-    offsets = [(6, 0, "left"), (-6, 0, "right"), (0, 8, "center"), (0, -8, "center")]
-    offsets += [
-        (dx, dy, side) for dy in (10, -10, 18, -18) for dx, side in ((5, "left"), (-5, "right"))
-    ]
-    for row in table.itertuples():
-        for dx, dy, side in offsets:
+    taken = [Bbox([point - 6, point + 6]) for point in points]
+    near = [(9, 0, "left"), (-9, 0, "right"), (0, 10, "center"), (0, -10, "center")]
+    far = [(dx, dy, side) for dy in (10, -10, 19, -19) for dx, side in ((6, "left"), (-6, "right"))]
+    rows = [(i, row) for i, row in enumerate(table.itertuples()) if row.role in labelled]
+    for i, row in rows:
+        position = (getattr(row, x), getattr(row, y))
+        for dx, dy, side in (*near, *far):
             text = axes.annotate(
                 row.role,
-                (getattr(row, x), getattr(row, y)),
+                position,
                 xytext=(dx, dy),
                 textcoords="offset points",
                 ha=side,
@@ -230,11 +233,10 @@ def _label_points(axes: Axes, table: Any, x: str, y: str) -> None:
                 fontsize=7.5,
             )
             box = text.get_window_extent()
-            clear = not any(box.overlaps(other) for other in taken)
-            if clear and not any(box.contains(px_, py_) for px_, py_ in points):
+            others = taken[:i] + taken[i + 1 :]
+            if (dx, dy, side) == far[-1] or not any(box.overlaps(other) for other in others):
                 break
-            if (dx, dy, side) != offsets[-1]:
-                text.remove()
+            text.remove()
         taken.append(box)
 
 

@@ -1,0 +1,365 @@
+"""The whole workflow on a tiny model: it ends, resumes, and re-runs what a change calls for."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, save_tiny_model
+
+from axiskit.artifacts import load_activations, read_table
+from axiskit.axis import load_axis
+from axiskit.vectors import load_role_vectors
+
+pytestmark = pytest.mark.workflow
+
+ROLE_NAMES = ["ghost", "lawyer", "pirate", "poet", "tree"]
+RESULTS = Path("results") / "tiny"
+
+
+def snakemake(folder, *arguments, check=True):
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--directory", str(folder), "--configfile", str(folder / "config.yaml")]
+    run = subprocess.run(
+        [*command, "--cores", "2", *arguments], capture_output=True, text=True, check=False
+    )
+    if check:
+        assert run.returncode == 0, run.stdout + run.stderr
+    return run
+
+
+def make_project(folder, **changes):
+    """A folder with a tiny model, a few of the shipped roles, questions and a config."""
+    save_tiny_model(folder / "model", "qwen2")
+    (folder / "roles").mkdir()
+    for name in [*ROLE_NAMES, "default"]:
+        shutil.copy(ROOT / "resources" / "roles" / f"{name}.yaml", folder / "roles")
+    questions = (ROOT / "resources" / "questions.jsonl").read_text().splitlines()[:4]
+    (folder / "questions.jsonl").write_text("\n".join(questions) + "\n")
+    config = {
+        "model": {"name": "tiny", "path": "model"},
+        "roles": {"dir": "roles", "include": "all"},
+        "questions": {"file": "questions.jsonl", "count": 3},
+        "default_prompts": 2,
+        "generation": {"max_new_tokens": 8},
+        "judge": {"thresholds": [-1000.0, -999.0], "max_unscored": 1.0},
+        "vectors": {"min_responses": 1, "min_roles": 3},
+        "shards": 2,
+    }
+    for section, values in changes.items():
+        config[section] = config.get(section, {}) | values
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A project after its first run."""
+    folder = make_project(tmp_path_factory.mktemp("finished"))
+    run = snakemake(folder)
+    assert "Assistant Axis of tiny (4 layers, hidden size 32)" in run.stderr
+    return folder
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A copy of it to change; times are kept, as they trigger."""
+    subprocess.run(["cp", "-a", f"{finished}/.", str(tmp_path)], check=True)
+    return tmp_path
+
+
+def planned(folder):
+    """Rules that a run would execute, with their number of jobs."""
+    output = snakemake(folder, "-n").stdout
+    table = re.search(r"Job stats:\njob +count\n[- ]+\n(.*?)\ntotal", output, re.S)
+    if table is None:
+        assert "Nothing to be done" in output
+        return {}
+    jobs = dict(line.split() for line in table.group(1).splitlines())
+    jobs.pop("all", None)
+    return {name: int(count) for name, count in jobs.items()}
+
+
+PLOTS = {
+    "plot_roles_on_axis",
+    "plot_axis_pc1_cosine",
+    "plot_variance_explained",
+    "plot_persona_space",
+}
+AFTER_SPACE = PLOTS | {"summarise_axis"}
+AFTER_VECTORS = AFTER_SPACE | {"compute_axis", "project_responses", "analyse_persona_space"}
+AFTER_SCORES = AFTER_VECTORS | {"compute_role_vectors"}
+AFTER_RESPONSES = AFTER_SCORES | {"judge_responses", "extract_activations"}
+
+
+def edit_config(section, key, value):
+    def edit(folder):
+        path = folder / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        if section is None:
+            config[key] = value
+        else:
+            config.setdefault(section, {})[key] = value
+        path.write_text(yaml.safe_dump(config))
+
+    return edit
+
+
+def edit_role(folder):
+    path = folder / "roles" / "poet.yaml"
+    path.write_text(path.read_text().replace("poet", "bard").replace("name: bard", "name: poet"))
+
+
+def touch_unrelated(folder):
+    """What a git checkout does: files come back with new times and the same content."""
+    for path in [folder / "roles" / "poet.yaml", folder / "questions.jsonl"]:
+        path.write_text(path.read_text())
+    (folder / "notes.txt").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected", "shards"),
+    [
+        pytest.param(lambda folder: None, set(), None, id="nothing"),
+        pytest.param(touch_unrelated, set(), None, id="checkout of unrelated files"),
+        pytest.param(edit_config("generation", "batch_size", 3), set(), None, id="batch size"),
+        pytest.param(
+            edit_config("activations", "tokens_per_batch", 99), set(), None, id="tokens per batch"
+        ),
+        pytest.param(
+            edit_config("judge", "thresholds", [0.0, 0.5]),
+            AFTER_SCORES | {"judge_responses"},
+            2,
+            id="judge threshold",
+        ),
+        pytest.param(edit_role, AFTER_RESPONSES | {"generate_responses"}, 1, id="one role file"),
+        pytest.param(
+            edit_config("generation", "temperature", 0.5),
+            AFTER_RESPONSES | {"generate_responses"},
+            2,
+            id="temperature",
+        ),
+        pytest.param(
+            edit_config("questions", "count", 4),
+            AFTER_RESPONSES | {"generate_responses"},
+            2,
+            id="more questions",
+        ),
+        pytest.param(
+            edit_config("activations", "layers", [1, 2, 3]),
+            AFTER_SCORES | {"extract_activations"},
+            2,
+            id="layers",
+        ),
+        pytest.param(edit_config("vectors", "min_responses", 2), AFTER_SCORES, None, id="vectors"),
+        pytest.param(
+            edit_config("model", "target_layer", 1),
+            AFTER_SPACE | {"analyse_persona_space"},
+            None,
+            id="target layer",
+        ),
+        pytest.param(
+            edit_config("figures", "max_labels", 3),
+            {"plot_roles_on_axis", "plot_persona_space"},
+            None,
+            id="figures",
+        ),
+    ],
+)
+def test_what_runs_again_after_a_change(project, edit, expected, shards):
+    edit(project)
+    jobs = planned(project)
+    assert set(jobs) == expected
+    for rule in ("generate_responses", "judge_responses", "extract_activations"):
+        if rule in jobs and shards is not None:
+            assert jobs[rule] == shards
+
+
+def test_every_file_is_there_and_fits(finished):
+    results = finished / RESULTS
+    axis = load_axis(results / "axis.pt")
+    assert axis.shape == (4, 32)
+    vectors = load_role_vectors(results / "role_vectors.pt")
+    assert vectors["roles"] == ROLE_NAMES
+    assert torch.allclose(axis, vectors["default"] - vectors["vectors"].mean(0), atol=1e-5)
+    table, metadata = read_table(results / "roles.parquet")
+    rows = {row["role"]: row for row in table.to_pylist()}
+    assert rows["default"]["kind"] == "default"
+    assert rows["pirate"]["n_rollouts"] == 6
+    assert metadata["stages"]["generate_responses"]["max_new_tokens"] == 8
+    assert set(metadata["stages"]) == {
+        *("generate_responses", "judge_responses", "extract_activations", "compute_role_vectors")
+    }
+    projections = read_table(results / "projections.parquet")[0].to_pandas()
+    default = projections.loc[projections["kind"] == "default", "layer_2"].mean()
+    unit = axis[2] / axis[2].norm()
+    assert default == pytest.approx(float(vectors["default"][2] @ unit), abs=1e-2)
+    for name in ("roles_on_axis", "persona_space"):
+        assert "<svg" in (results / "figures" / f"{name}.svg").read_text()
+        assert "plotly" in (results / "figures" / f"{name}.html").read_text()
+    assert {path.name for path in finished.iterdir()} <= {
+        *("model", "roles", "questions.jsonl", "config.yaml", "results", ".snakemake")
+    }
+
+
+def test_report_holds_the_figures_and_their_captions(finished, tmp_path):
+    snakemake(finished, "--report", str(tmp_path / "report.html"))
+    report = (tmp_path / "report.html").read_text()
+    assert "roles_on_axis.svg" in report
+    assert "middle 80" in report
+
+
+def test_roles_left_out_are_rows_with_a_reason(project):
+    edit_config("vectors", "min_responses", 6)(project)
+    edit_config("judge", "thresholds", [-1000.0, 0.0])(project)
+    run = snakemake(project, check=False)
+    table = project / RESULTS / "roles.parquet"
+    if run.returncode == 0:
+        rows = read_table(table)[0].to_pylist()
+        assert any("6 needed (vectors.min_responses)" in (row["reason"] or "") for row in rows)
+    else:
+        assert re.search(
+            r"VectorError: \d roles have 6 responses scored 3 or more, 3 needed "
+            r"\(vectors\.min_roles\); too few in: \w+: \d",
+            run.stderr,
+        )
+        assert not table.exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (
+            edit_config("generation", "temprature", 1.0),
+            "config.yaml: generation.temprature: unknown key; did you mean "
+            "'generation.temperature'?",
+        ),
+        (edit_config("roles", "include", ["pirat"]), "no file for role 'pirat' (roles.include)"),
+        (edit_config("questions", "count", 9), "4 questions, 9 needed (questions.count)"),
+        (
+            lambda folder: (folder / "roles" / "tree.yaml").write_text(
+                "name: tree\nkind: role\ngroup: nature\ndescription: ''\ninstructions: []\n"
+            ),
+            "tree.yaml: instructions: none found, at least one needed",
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_error_before_any_work(project, edit, said):
+    edit(project)
+    run = snakemake(project, check=False)
+    assert run.returncode != 0
+    assert said in run.stderr
+    assert "Traceback" not in run.stderr
+    assert "rule " not in run.stdout
+
+
+def test_an_error_in_a_job_is_told_on_the_terminal_and_in_its_log(project):
+    path = project / RESULTS / "activations" / "000.pt"
+    with open(path, "rb+") as file:
+        file.truncate(200)
+    run = snakemake(project, "--forcerun", "compute_role_vectors", check=False)
+    assert run.returncode != 0
+    said = "activations/000.pt: cannot be read as a .pt file"
+    assert said in run.stderr
+    assert said in (project / RESULTS / "logs" / "compute_role_vectors.log").read_text()
+
+
+def journal_keys(folder, stage):
+    files = sorted((folder / RESULTS / "journal" / stage).glob("*.jsonl"))
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    return [json.loads(line)["key"] for line in lines if line.endswith("}")]
+
+
+def run_until(folder, condition):
+    """Start the workflow; kill -9 the running job and all else once the condition holds."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--directory", str(folder), "--configfile", str(folder / "config.yaml")]
+    process = subprocess.Popen(
+        [*command, "--cores", "1", "--rerun-incomplete"],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    snakemake(folder, "--unlock")
+
+
+def test_kill_9_in_generation_judging_and_extraction_then_the_same_command(tmp_path):
+    """The interrupted run ends with the same results, and no row was made twice."""
+    slow = {"generation": {"max_new_tokens": 8, "batch_size": 1}}
+    smooth = make_project(tmp_path / "smooth", **slow)
+    torn = make_project(tmp_path / "torn", **slow, activations={"tokens_per_batch": 1})
+    snakemake(smooth)
+    run_until(torn, lambda: len(journal_keys(torn, "generate_responses")) >= 3)
+    run_until(torn, lambda: len(journal_keys(torn, "judge_responses")) >= 3)
+    logs = torn / RESULTS / "logs" / "extract_activations"
+    run_until(torn, lambda: any("done before" in p.read_text() for p in logs.glob("*.log")))
+    assert not (torn / RESULTS / "axis.pt").exists()
+    snakemake(torn, "--rerun-incomplete")
+    for stage, rows in (("generate_responses", 36), ("judge_responses", 30)):
+        keys = journal_keys(torn, stage)
+        assert len(keys) == len(set(keys)) == rows
+    for shard in ("000", "001"):
+        ours, expected = (
+            read_table(folder / RESULTS / "responses" / f"{shard}.parquet")[0].to_pandas()
+            for folder in (torn, smooth)
+        )
+        assert ours.drop(columns="log_likelihood").equals(expected.drop(columns="log_likelihood"))
+        ours, expected = (
+            load_activations(folder / RESULTS / "activations" / f"{shard}.pt")
+            for folder in (torn, smooth)
+        )
+        assert ours["rollout_id"] == expected["rollout_id"]
+    axes = [load_axis(folder / RESULTS / "axis.pt") for folder in (torn, smooth)]
+    assert torch.allclose(axes[0], axes[1], rtol=1e-2, atol=1e-2)  # stored in bfloat16
+
+
+def test_shard_layout_changes_no_response(finished, tmp_path):
+    folder = make_project(tmp_path / "other")
+    edit_config(None, "shards", 5)(folder)
+    snakemake(folder, "results/tiny/role_vectors.pt")
+    tables = []
+    for project_folder in (finished, folder):
+        paths = sorted((project_folder / RESULTS / "responses").glob("*.parquet"))
+        rows = [row for path in paths for row in read_table(path)[0].to_pylist()]
+        tables.append({row["rollout_id"]: row["response"] for row in rows})
+    assert tables[0] == tables[1]
+
+
+def test_dry_run_imports_no_torch(finished):
+    code = (
+        "import sys; from snakemake.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print('loaded', 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            "-n",
+            "--snakefile",
+            str(ROOT / "Snakefile"),
+            "--directory",
+            str(finished),
+            "--configfile",
+            str(finished / "config.yaml"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "loaded False False" in run.stdout
