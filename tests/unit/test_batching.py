@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -53,3 +56,22 @@ def test_a_single_row_that_does_not_fit_is_an_error_and_others_pass_through():
 def test_pad():
     assert pad([[1, 2], [3]], 9, side="left").tolist() == [[1, 2], [9, 3]]
     assert pad([[1, 2], [3]], 9, side="right").tolist() == [[1, 2], [3, 9]]
+
+
+ALLOCATE = """
+import resource, torch
+from axiskit.batching import run_halving
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)
+compute = lambda batch: torch.ones(len(batch), 12_500_000).sum().item()
+print([len(batch) for batch, _ in run_halving([list(range(16)), [16, 17]], compute)])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_cpu_that_really_runs_out_of_memory_halves():
+    """Rows of 50 MB within 300 MB."""
+    run = subprocess.run(
+        [sys.executable, "-c", ALLOCATE], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "[4, 4, 4, 4, 2]\n"
