@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from axiskit.activations import encode_responses, mean_activations
+from axiskit.activations import encode_response, mean_activations
 from axiskit.batching import length_sorted_batches
 from axiskit.generation import sample_responses
 from axiskit.layers import decoder_blocks
@@ -64,8 +64,7 @@ def main(path: str) -> None:
     single = seconds(lambda: generate(1))
 
     encoded = [
-        encode_responses(tokenizer, [*m, {"role": "assistant", "content": r.question * 5}])
-        for m, r in zip(messages, rollouts, strict=True)
+        encode_response(tokenizer, r.system_prompt, r.question, r.question * 5) for r in rollouts
     ]
     n_tokens = sum(len(tokens) for tokens, _ in encoded)
     layers = range(len(decoder_blocks(model)))

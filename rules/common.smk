@@ -11,8 +11,8 @@ os.environ.update(
     PYTHONPATH=os.pathsep.join([SOURCE, os.getenv("PYTHONPATH", "")]).rstrip(os.pathsep)
 )
 
-from axiskit.config import validate_config
-from axiskit.errors import AxiskitError
+from axiskit.config import MODEL_FILES, validate_config
+from axiskit.errors import AxiskitError, ConfigError
 from axiskit.questions import load_questions
 from axiskit.recipes import RECIPE
 from axiskit.roles import find_role_files, load_roles
@@ -37,11 +37,10 @@ def model_files(_):
     if CFG.model.must_be_fetched:
         return f"results/{MODEL}/model"
     if os.path.isdir(CFG.model.path):
-        kinds = (".json", ".safetensors", ".bin", ".jinja", ".model")
         return [
             os.path.join(CFG.model.path, name)
             for name in sorted(os.listdir(CFG.model.path))
-            if name.endswith(kinds)
+            if name.endswith(MODEL_FILES)
         ]
     return []  # a Hugging Face id
 
@@ -63,6 +62,11 @@ try:
         name: str(path)
         for name, path in find_role_files(ROLES_DIR, CFG.roles.include).items()
     }
+    if len(ROLES) - 1 < CFG.vectors.min_roles:
+        raise ConfigError(
+            f"{ROLES_DIR}: {len(ROLES) - 1} roles beside the default, {CFG.vectors.min_roles} needed "
+            "(vectors.min_roles); include more (roles.include) or lower it"
+        )
     load_questions(QUESTIONS, CFG.questions.count)
 except AxiskitError as error:
     raise WorkflowError(f"{type(error).__name__}: {error}")
@@ -92,13 +96,15 @@ ALL_RESULTS = [
     *(f"results/{MODEL}/figures/{name}" for name in FIGURES),
 ]
 
-# How much runs at once changes no result, so it is no param: the scripts read it from the config.
+# How much runs at once changes no result, so it is no param: the scripts read it from the config,
+# as generation does the layers, to refuse wrong ones before the hours of work and not after.
 config["generation"] = CFG.generation.model_dump()
 config["activations"] = CFG.activations.model_dump()
+config["model"] = CFG.model.model_dump()
 
 
 def print_summary():
-    """Print the summary of the run, also of one that had nothing to do."""
+    """Print the summary of a run that has done something."""
     path = f"results/{MODEL}/summary.txt"
     if os.path.exists(path):
         with open(path) as file:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from transformers import BatchEncoding
 
-from axiskit.artifacts import read_pt, read_table, stage_metadata, write_pt
+from axiskit.artifacts import read_table, stage_metadata, write_pt
 from axiskit.batching import length_sorted_batches, pad, run_halving
-from axiskit.errors import NonFiniteError
+from axiskit.errors import NonFiniteError, WriteError
 from axiskit.layers import block_output, decoder, decoder_blocks, select_layers
 from axiskit.models import load_model
 from axiskit.progress import Progress
 from axiskit.recipes import RECIPE
 from axiskit.rollouts import digest
-from axiskit.templates import Messages, chat_messages, render_conversation
+from axiskit.templates import answer_span, chat_messages, render_prompt
 
 _log = logging.getLogger(__name__)
-
-_ROLLOUTS_PER_CHECKPOINT = 512
 
 
 def extract_activations(
@@ -43,12 +44,14 @@ def extract_activations(
     """Read a shard's responses with the model and write activations/{shard}.pt.
 
     The means are taken in float32 inside the hooks and stored in bfloat16; only one number a
-    rollout, layer and hidden unit leaves the device. Responses without tokens are left out. Every
-    512 rollouts a checkpoint is kept until the shard is complete, so a killed job goes on from it.
+    rollout, layer and hidden unit leaves the device, for a memory-mapped file: a shard can be
+    larger than the memory, and a killed job goes on where it was. Responses without tokens are left
+    out.
 
     Raises:
         NonFiniteError: An activation is NaN or infinite; the rollout is named.
         OutOfMemoryError: A single conversation does not fit.
+        WriteError: The disk is full; what was extracted is kept.
     """
     table, inputs = read_table(responses_path)
     rows = table.to_pylist()
@@ -56,111 +59,146 @@ def extract_activations(
         model_path, revision=revision, dtype=dtype, chat_template_kwargs=chat_template_kwargs
     )
     selected = select_layers(layers, len(decoder_blocks(model)))
-    conversations: list[Messages] = [
-        [
-            *chat_messages(
-                tokenizer, row["system_prompt"], row["question"], **chat_template_kwargs
-            ),
-            {"role": "assistant", "content": row["response"]},
-        ]
+    encoded = [
+        encode_response(
+            tokenizer,
+            row["system_prompt"],
+            row["question"],
+            row["response"],
+            **chat_template_kwargs,
+        )
         for row in rows
     ]
-    ids = [row["rollout_id"] for row in rows]
-    checkpoint = Path(checkpoint_folder) / digest(
-        RECIPE["extract_activations"],
-        inputs["config_fingerprint"],
-        table.column("response").to_pylist(),
-        selected,
-        dtype,
+    counts = [sum(mask) for _, mask in encoded]
+    kept = [i for i, count in enumerate(counts) if count]
+    if len(kept) < len(rows):
+        _log.warning("%s: %d empty responses left out", responses_path, len(rows) - len(kept))
+    shape = (len(kept), len(selected), inputs["model"]["hidden_size"])
+    texts = table.select(["rollout_id", "system_prompt", "question", "response"]).to_pylist()
+    key = digest(
+        RECIPE["extract_activations"], inputs["config_fingerprint"], texts, selected, dtype
     )
-    done: dict[str, tuple[torch.Tensor, int]] = {}
-    parts = sorted(checkpoint.glob("*.pt"))
-    for part in parts:
-        saved = read_pt(part, ["rollout_id", "activations", "n_tokens"])
-        done |= {
-            rollout_id: (saved["activations"][i], saved["n_tokens"][i])
-            for i, rollout_id in enumerate(saved["rollout_id"])
-        }
-    encoded = [
-        encode_responses(tokenizer, messages, **chat_template_kwargs) for messages in conversations
-    ]
-    todo = [i for i, rollout_id in enumerate(ids) if rollout_id not in done]
-    unsaved: list[str] = []
-
-    def save_checkpoint() -> None:
-        if unsaved:
-            write_pt(
-                checkpoint / f"{len(list(checkpoint.glob('*.pt'))):05d}.pt",
-                {
-                    "rollout_id": list(unsaved),
-                    "activations": torch.stack([done[i][0] for i in unsaved]),
-                    "n_tokens": [done[i][1] for i in unsaved],
-                },
-            )
-            unsaved.clear()
-
-    with Progress(f"extract_activations {shard}", len(ids), len(done)) as progress:
-        batches = length_sorted_batches(
-            [len(encoded[i][0]) for i in todo], max_tokens=tokens_per_batch
-        )
+    folder = Path(checkpoint_folder) / shard
+    with _Checkpoint(folder, key, shape) as checkpoint:
+        todo = [position for position in range(len(kept)) if position not in checkpoint.done]
 
         def means(batch: list[int]) -> torch.Tensor:
-            tokens = [encoded[todo[i]][0] for i in batch]
-            masks = [encoded[todo[i]][1] for i in batch]
+            tokens, masks = zip(*(encoded[kept[todo[i]]] for i in batch), strict=True)
             return mean_activations(model, tokens, masks, selected, tokenizer.pad_token_id)
 
-        for batch, activations in run_halving(batches, means):
-            for i, activation in zip(batch, activations, strict=True):
-                rollout_id = ids[todo[i]]
-                n_tokens = sum(encoded[todo[i]][1])
-                if n_tokens and not bool(activation.isfinite().all()):
-                    layer = selected[int((~activation.isfinite()).any(dim=-1).nonzero()[0, 0])]
-                    raise NonFiniteError(
-                        f"rollout {rollout_id}: the activation after layer {layer} is NaN or "
-                        "infinite, finite ones needed; check the weights, or try model.dtype "
-                        "float32"
-                    )
-                done[rollout_id] = (activation.to(torch.bfloat16), n_tokens)
-                unsaved.append(rollout_id)
-            progress.advance(len(batch))
-            if len(unsaved) >= _ROLLOUTS_PER_CHECKPOINT:
-                save_checkpoint()
-    kept = [rollout_id for rollout_id in ids if done[rollout_id][1] > 0]
-    if len(kept) < len(ids):
-        _log.warning("%s: %d empty responses left out", responses_path, len(ids) - len(kept))
-    empty = torch.empty(0, len(selected), inputs["model"]["hidden_size"], dtype=torch.bfloat16)
-    write_pt(
-        activations_path,
-        {
-            "rollout_id": kept,
-            "activations": torch.stack([done[i][0] for i in kept]) if kept else empty,
-            "layers": selected,
-            "n_tokens": [done[i][1] for i in kept],
-            "metadata": stage_metadata("extract_activations", [inputs], layers=selected),
-        },
-    )
-    for part in checkpoint.glob("*.pt"):
-        part.unlink()
-    if checkpoint.exists():
-        checkpoint.rmdir()
+        batches = length_sorted_batches(
+            [len(encoded[kept[position]][0]) for position in todo], max_tokens=tokens_per_batch
+        )
+        with Progress(f"extract_activations {shard}", len(kept), len(checkpoint.done)) as progress:
+            for batch, activations in run_halving(batches, means):
+                positions = [todo[i] for i in batch]
+                for position, activation in zip(positions, activations, strict=True):
+                    _check_finite(rows[kept[position]]["rollout_id"], activation, selected)
+                checkpoint.save(positions, activations)
+                progress.advance(len(batch))
+        write_pt(
+            activations_path,
+            {
+                "rollout_id": [rows[i]["rollout_id"] for i in kept],
+                "activations": checkpoint.activations,
+                "layers": selected,
+                "n_tokens": [counts[i] for i in kept],
+                "metadata": stage_metadata("extract_activations", [inputs], layers=selected),
+            },
+        )
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def encode_responses(
-    tokenizer: Any, messages: Messages, **kwargs: Any
-) -> tuple[list[int], list[bool]]:
-    """Tokens of a conversation, and which of them belong to a response.
+class _Checkpoint:
+    """Activations [rollout, layer, hidden] bfloat16 in a file, and which of them are done.
 
-    A token counts when any of its characters lies in a response span. What follows the last
-    response cannot change it and is cut off.
+    A row is listed as done after it is in the file. What another key left in the folder is removed.
     """
-    text, spans = render_conversation(tokenizer, messages, **kwargs)
-    encoding: BatchEncoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    mask = [
-        any(start < span_end and end > span_start for span_start, span_end in spans)
-        for start, end in encoding["offset_mapping"]
-    ]
-    length = max((i + 1 for i, is_response in enumerate(mask) if is_response), default=1)
-    return encoding["input_ids"][:length], mask[:length]
+
+    def __init__(self, folder: Path, key: str, shape: tuple[int, int, int]) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():
+                if not path.name.startswith(key):
+                    path.unlink()
+            self._list = folder / f"{key}.done"
+            self.done = _done_rows(self._list)
+            data = folder / f"{key}.bfloat16"
+            with open(data, "ab") as file:  # claimed in full: a full disk is told now, not halfway
+                size = 2 * math.prod(shape)
+                if size and hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+            self._open_list = open(self._list, "a", encoding="ascii")  # noqa: SIM115 (see __exit__)
+        except OSError as error:
+            raise WriteError(
+                f"{folder}: cannot be written: {error.strerror}; make room and run the same "
+                "command again"
+            ) from error
+        flat = torch.empty(0, dtype=torch.bfloat16)
+        if size:
+            flat = torch.from_file(str(data), shared=True, size=size // 2, dtype=torch.bfloat16)
+        self.activations = flat.reshape(shape)
+
+    def save(self, positions: Sequence[int], activations: torch.Tensor) -> None:
+        self.activations[list(positions)] = activations.to(torch.bfloat16)
+        self._open_list.write("".join(f"{position}\n" for position in positions))
+        self._open_list.flush()
+
+    def __enter__(self) -> _Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open_list.close()
+
+
+def _done_rows(path: Path) -> set[int]:
+    """Whole lines of the list; a torn last one is not counted."""
+    if not path.exists():
+        return set()
+    lines = path.read_text(encoding="ascii").split("\n")[:-1]
+    return {int(line) for line in lines if line.isdigit()}
+
+
+def _check_finite(rollout_id: str, activation: torch.Tensor, layers: Sequence[int]) -> None:
+    if not bool(activation.isfinite().all()):
+        layer = layers[int((~activation.isfinite()).any(dim=-1).nonzero()[0, 0])]
+        raise NonFiniteError(
+            f"rollout {rollout_id}: the activation after layer {layer} is NaN or infinite, finite "
+            "ones needed; check the weights, or try model.dtype float32"
+        )
+
+
+def encode_response(
+    tokenizer: Any, system_prompt: str, question: str, response: str, **kwargs: Any
+) -> tuple[list[int], list[bool]]:
+    """Tokens of a rollout, and which of them belong to the answer.
+
+    The prompt is the one that the response was sampled after, and the response follows as it was
+    sampled: no template stands between what was generated and what is read, and none can rewrite
+    it. The answer is the response without outer white space and thinking; what follows it cannot
+    change it and is cut off.
+
+    Args:
+        kwargs: model.chat_template_kwargs.
+    """
+    messages = chat_messages(tokenizer, system_prompt, question, **kwargs)
+    prompt = render_prompt(tokenizer, messages, **kwargs)
+    tokens: list[int] = list(tokenizer(prompt, add_special_tokens=False).input_ids)
+    encoding = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)
+    answer_start, answer_end = answer_span(response)
+    mask = [start < answer_end and end > answer_start for start, end in encoding["offset_mapping"]]
+    length = max((i + 1 for i, is_answer in enumerate(mask) if is_answer), default=0)
+    return (
+        tokens + encoding["input_ids"][:length],
+        [False] * len(tokens) + mask[:length],
+    )
 
 
 @torch.inference_mode()

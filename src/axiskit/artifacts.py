@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -186,7 +185,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def _write(path: str | Path, save: Callable[[str], Any]) -> None:
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # the next try overwrites what a kill leaves
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save(str(temporary))

@@ -73,9 +73,10 @@ def run_halving(
             limit = len(batch) // 2
             _log.warning("out of memory with %d rows: going on with %d", len(batch), limit)
             queue.append(batch)
-            torch.cuda.empty_cache()
+        else:
+            yield batch, result
             continue
-        yield batch, result
+        torch.cuda.empty_cache()  # out here the error no longer holds the failed batch
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

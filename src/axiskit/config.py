@@ -20,6 +20,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from axiskit.errors import ConfigError
@@ -29,6 +30,10 @@ PACKAGED_MODEL = re.compile(
     r";sha256=(?P<sha256>[0-9a-f]{64})"
 )
 """``pypi:<package>==<version>#<path of the .gguf in the wheel>;sha256=<of the .gguf>``"""
+
+
+MODEL_FILES = (".json", ".safetensors", ".bin", ".jinja", ".model")
+"""Endings of the files in a model folder that make a difference."""
 
 
 class Section(BaseModel):
@@ -140,6 +145,22 @@ class Config(Section):
     figures: FiguresSection = FiguresSection()
     shards: Annotated[int, Field(ge=1, le=999)] = 8
 
+    @model_validator(mode="after")
+    def _can_succeed(self) -> Config:
+        """Settings that cannot end well are told before hours of work, not after."""
+        target, layers = self.model.target_layer, self.activations.layers
+        if target != "auto" and layers != "all" and target not in layers:
+            raise ValueError(
+                f"model.target_layer {target} is not among activations.layers {layers}; add it"
+            )
+        responses = self.prompts_per_role * self.questions.count
+        if self.vectors.min_responses > responses:
+            raise ValueError(
+                f"vectors.min_responses is {self.vectors.min_responses}, but a role has "
+                f"{responses} responses (prompts_per_role x questions.count); lower it or ask more"
+            )
+        return self
+
 
 def validate_config(values: Mapping[str, Any], files: Sequence[str | Path] = ()) -> Config:
     """Check the merged config and fill in defaults.
@@ -180,8 +201,10 @@ def _describe(problem: Any, values: Mapping[str, Any], files: Sequence[str | Pat
         return f"{where}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{where}: missing; set it (config/config.yaml shows how)"
-    found = problem["input"]
     text = problem["msg"].removeprefix("Value error, ")
+    if not location:
+        return f"{_file_with(location, files)}: {text}"
+    found = problem["input"]
     return f"{where}: found {found!r}, {text[0].lower()}{text[1:]}"
 
 

@@ -13,6 +13,7 @@ import torch
 from axiskit.artifacts import stage_metadata, write_table
 from axiskit.batching import length_sorted_batches, pad, run_halving
 from axiskit.journal import Journal
+from axiskit.layers import select_layers, target_layer
 from axiskit.models import (
     load_model,
     load_tokenizer,
@@ -80,6 +81,8 @@ def generate_responses(
     max_new_tokens: int,
     seed: int,
     batch_size: int,
+    layers: str | list[int],
+    target_layer_setting: str | int,
 ) -> None:
     """Answer every question as every role of a shard and write responses/{shard}.parquet.
 
@@ -87,7 +90,8 @@ def generate_responses(
     missing. In float32 a response does not depend on shard, batch size or order.
 
     Raises:
-        RoleError, QuestionError, TemplateError: Bad input; told before the model is loaded.
+        RoleError, QuestionError, TemplateError, ModelError: Bad input, or layers (extracted later)
+            that the model does not have; told before the model is loaded.
         NonFiniteError: The model's logits are not numbers; the rollout is named.
         WriteError: The disk is full; finished rows are kept.
     """
@@ -102,6 +106,17 @@ def generate_responses(
     tokenizer = load_tokenizer(model_path, revision=revision)
     check_template(tokenizer, **chat_template_kwargs)
     fingerprint = model_fingerprint(model_path, revision=revision)
+    model_facts = model_metadata(
+        tokenizer,
+        name=name,
+        path=model_path,
+        fingerprint=fingerprint,
+        revision=revision,
+        dtype=dtype,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    n_layers = model_facts["n_layers"]
+    target_layer(target_layer_setting, select_layers(layers, n_layers), n_layers)
     sampling: Sampling = {
         "temperature": temperature,
         "top_p": top_p,
@@ -178,15 +193,7 @@ def generate_responses(
         prompts_per_role=prompts_per_role,
         default_prompts=default_prompts,
     )
-    metadata["model"] = model_metadata(
-        tokenizer,
-        name=name,
-        path=model_path,
-        fingerprint=fingerprint,
-        revision=revision,
-        dtype=dtype,
-        chat_template_kwargs=chat_template_kwargs,
-    )
+    metadata["model"] = model_facts
     write_table(responses_path, table, metadata)
 
 

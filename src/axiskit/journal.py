@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Container, Mapping
@@ -17,6 +18,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from axiskit.errors import WriteError
+
+_log = logging.getLogger(__name__)
 
 _KEY_START = len('{"key": "')
 _KEY_END = _KEY_START + 32
@@ -36,14 +39,17 @@ class Journal:
         self._file: IO[str] | None = None
 
     def read(self, keys: Container[str]) -> dict[str, dict[str, Any]]:
-        """The rows of all files whose key is asked for. A torn last line is skipped."""
+        """The rows of all files whose key is asked for. Torn lines are skipped."""
         rows: dict[str, dict[str, Any]] = {}
         for path in sorted(self.folder.glob("*.jsonl")):
             with open(path, encoding="utf-8", errors="replace") as lines:
                 for line in lines:
                     key = line[_KEY_START:_KEY_END]
-                    if key in keys and key not in rows and line.endswith("}\n"):
-                        rows[key] = json.loads(line)
+                    if key in keys and key not in rows:
+                        try:
+                            rows[key] = json.loads(line)
+                        except ValueError:  # torn by a kill or a power cut: done again
+                            _log.warning("%s: a torn line is skipped", path)
         return rows
 
     def append(self, key: str, row: Mapping[str, Any]) -> None:

@@ -117,7 +117,7 @@ def judge_responses(
         row = {"rollout_id": response["rollout_id"], "role": response["role"], "judge": backend}
         ratio = ratios.get(response["rollout_id"])
         if ratio is None:
-            row["reason"] = "empty response"
+            row["reason"] = "no response tokens"
         else:
             row["score"] = likelihood_score(response["response"], ratio["ratio"], thresholds)
             row["raw"] = f"{ratio['ratio']:+.6f}"

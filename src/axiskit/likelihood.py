@@ -4,7 +4,7 @@
              - log p(response | neutral prompt, question)) / n_tokens
 
 in nats per response token, by the model that wrote the response. The first term is known from
-generation; it is computed again only where the text is tokenized otherwise than it was sampled, or
+generation; it is computed again where the text has another number of tokens than were sampled, or
 where the engine did not tell.
 
 It is a proxy, not a reading of the text: it says that the prompt left a trace in the response, not
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
-from axiskit.activations import encode_responses
+from axiskit.activations import encode_response
 from axiskit.batching import length_sorted_batches, pad, run_halving
 from axiskit.errors import NonFiniteError
 from axiskit.journal import Journal
@@ -28,7 +28,6 @@ from axiskit.models import load_model, model_fingerprint
 from axiskit.progress import Progress
 from axiskit.recipes import RECIPE
 from axiskit.rollouts import digest
-from axiskit.templates import chat_messages
 
 
 def likelihood_ratios(
@@ -81,9 +80,9 @@ def likelihood_ratios(
             )
 
             def encode(row: dict[str, Any], prompt: str) -> tuple[list[int], list[bool]]:
-                messages = chat_messages(tokenizer, prompt, row["question"], **chat_template_kwargs)
-                messages.append({"role": "assistant", "content": row["response"]})
-                return encode_responses(tokenizer, messages, **chat_template_kwargs)
+                return encode_response(
+                    tokenizer, prompt, row["question"], row["response"], **chat_template_kwargs
+                )
 
             # the neutral side of each response, and its own side where it is not known
             sides = [[encode(row, neutral_prompt)] for row in missing]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,8 @@ def log_to(path: str | Path) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("axiskit").setLevel(logging.INFO)
     logging.captureWarnings(True)
+    if not sys.stderr.isatty():
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers heeds it, too
 
     def on_error(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None

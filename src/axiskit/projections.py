@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from axiskit.artifacts import load_activations, read_table, stage_metadata, write_table
 from axiskit.axis import project_batch, read_axis
+
+_ROWS_AT_ONCE = 64
 
 
 def project_responses(
@@ -36,7 +39,8 @@ def project_responses(
     for path in activations_paths:
         content = load_activations(path)
         metadatas.append(content["metadata"])
-        projections = project_batch(content["activations"], axis)
+        parts = content["activations"].split(_ROWS_AT_ONCE)  # a shard can be larger than the memory
+        projections = torch.cat([project_batch(part, axis) for part in parts])
         ids = content["rollout_id"]
         columns: dict[str, Any] = {
             "rollout_id": pa.array(ids, pa.string()),

@@ -134,7 +134,8 @@ def _is_default(path: Path) -> bool:
     if path.suffix == ".json":
         return path.stem == "default"
     return (
-        re.search(r"^kind:\s*[\"']?default\b", path.read_text(encoding="utf-8"), re.M) is not None
+        re.search(r"^[\"']?kind[\"']?:\s*[\"']?default\b", path.read_text(encoding="utf-8"), re.M)
+        is not None
     )
 
 

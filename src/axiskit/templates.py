@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from axiskit.errors import TemplateError
@@ -12,7 +13,8 @@ from axiskit.errors import TemplateError
 Messages = list[dict[str, str]]
 
 _SENTINEL = "axiskit-{}-sentinel"
-_THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
+_THINKING = re.compile(r"(?:<think>.*?)?</think>|<think>.*\Z", re.DOTALL)
+_TODAY = datetime(2025, 1, 1)  # templates that print the date: the same prompt on every day
 
 
 def chat_messages(tokenizer: Any, system_prompt: str, question: str, **kwargs: Any) -> Messages:
@@ -87,18 +89,30 @@ def render_conversation(
     spans: list[tuple[int, int]] = []
     for i, before in zip(reversed(turns), reversed(literals[:-1]), strict=True):
         content = messages[i]["content"]
-        answer = _THINKING.sub("", content).rpartition("</think>")[2]
-        for candidate in (content, content.strip(), answer, answer.strip()):
+        answer = content[slice(*answer_span(content))]
+        for candidate in (content, content.strip(), answer):
             if text[:end].endswith(before + candidate):
                 break
         else:
             raise _rewritten(i)
-        start = text.rindex(answer.strip(), end - len(candidate), end)
-        spans.append((start, start + len(answer.strip())))
+        start = text.rindex(answer, end - len(candidate), end)
+        spans.append((start, start + len(answer)))
         end -= len(before) + len(candidate)
     if end != 0:
         raise _rewritten(turns[0])
     return text, spans[::-1]
+
+
+def answer_span(response: str) -> tuple[int, int]:
+    """Start and end of a response without its thinking block and outer white space.
+
+    >>> answer_span("<think>hm</think> Yes. ")
+    (18, 22)
+    """
+    start = max((match.end() for match in _THINKING.finditer(response)), default=0)
+    answer = response[start:]
+    start += len(answer) - len(answer.lstrip())
+    return start, start + len(answer.strip())
 
 
 def check_template(tokenizer: Any, **kwargs: Any) -> None:
@@ -113,10 +127,27 @@ def check_template(tokenizer: Any, **kwargs: Any) -> None:
             "(model.path); choose an instruction-tuned model or add chat_template.jinja to it"
         )
     messages = chat_messages(tokenizer, "Be brief.", "Which one?", **kwargs)
-    render_prompt(tokenizer, messages, **kwargs)
-    render_conversation(
-        tokenizer, [*messages, {"role": "assistant", "content": "This one, *of course*."}], **kwargs
-    )
+    prompt = render_prompt(tokenizer, messages, **kwargs)
+    text, [(start, _)] = _probe(tokenizer, messages, **kwargs)
+    if text[:start].rstrip() != prompt.rstrip():
+        raise TemplateError(
+            f"{tokenizer.name_or_path}: the chat template writes {text[:start][-40:]!r} before a "
+            f"response that it reads and {prompt[-40:]!r} before one to be written, the same is "
+            "needed; most often thinking has to be switched off (model.chat_template_kwargs, for "
+            "example {enable_thinking: false})"
+        )
+
+
+def end_of_turn(tokenizer: Any, **kwargs: Any) -> int | None:
+    """The special token that the template puts after a response, if it does."""
+    text, [(_, end)] = _probe(tokenizer, [{"role": "user", "content": "Which one?"}], **kwargs)
+    after = tokenizer(text[end:], add_special_tokens=False).input_ids
+    return after[0] if after and after[0] in tokenizer.all_special_ids else None
+
+
+def _probe(tokenizer: Any, messages: Messages, **kwargs: Any) -> tuple[str, list[tuple[int, int]]]:
+    response = {"role": "assistant", "content": "This one, *of course*."}
+    return render_conversation(tokenizer, [*messages, response], **kwargs)
 
 
 def template_hash(tokenizer: Any) -> str:
@@ -132,7 +163,10 @@ def _render(
 ) -> str:
     try:
         text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **{"strftime_now": _TODAY.strftime, **kwargs},
         )
     except Exception as error:  # a template may raise anything, jinja2's errors among it
         raise TemplateError(

@@ -22,6 +22,8 @@ from axiskit.artifacts import (
 from axiskit.errors import ArtifactError, VectorError
 from axiskit.roles import load_role
 
+_ROWS_AT_ONCE = 64
+
 ROLES = pa.schema(
     [
         ("role", pa.string()),
@@ -91,8 +93,10 @@ def compute_role_vectors(
             if role == default or (score is not None and score >= min_score):
                 indices[role].append(i)
         for role, used in indices.items():
-            total = content["activations"][used].double().sum(dim=0)
-            sums[role] = sums[role] + total if role in sums else total
+            for i in range(0, len(used), _ROWS_AT_ONCE):  # a shard can be larger than the memory
+                rows_used = content["activations"][used[i : i + _ROWS_AT_ONCE]]
+                total = rows_used.double().sum(dim=0)
+                sums[role] = sums[role] + total if role in sums else total
             n_used[role] += len(used)
     reasons = {
         name: (

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import transformers
-from conftest import HIDDEN, N_LAYERS, tiny_tokenizer
+from conftest import HIDDEN, N_LAYERS, save_tiny_model, tiny_tokenizer
 
-from axiskit.activations import encode_responses, extract_activations, mean_activations
+from axiskit.activations import encode_response, extract_activations, mean_activations
 from axiskit.artifacts import load_activations, read_table, write_table
 from axiskit.errors import ModelError, NonFiniteError
 from axiskit.generation import RESPONSES
@@ -17,13 +17,7 @@ TEXTS = ["short", "a somewhat longer answer, this one", "x", "and\nlines \u00e9"
 
 
 def conversations(tokenizer):
-    return [
-        encode_responses(
-            tokenizer,
-            [{"role": "user", "content": "q" * (i + 1)}, {"role": "assistant", "content": text}],
-        )
-        for i, text in enumerate(TEXTS)
-    ]
+    return [encode_response(tokenizer, "", "q" * (i + 1), text) for i, text in enumerate(TEXTS)]
 
 
 def test_means_equal_hidden_states_averaged_one_by_one(any_model):
@@ -130,31 +124,52 @@ def test_file_holds_what_was_computed_whatever_the_batches(shard):
     assert not list(shard["checkpoint_folder"].glob("*"))
 
 
-def test_a_killed_job_goes_on_from_its_checkpoints(shard, monkeypatch):
+def test_a_shard_of_empty_responses_gives_an_empty_file(shard):
+    table, metadata = read_table(shard["responses_path"])
+    write_table(shard["responses_path"], table.slice(len(TEXTS)), metadata)
+    extract_activations(**shard)
+    content = load_activations(shard["activations_path"])
+    assert content["rollout_id"] == []
+    assert content["activations"].shape == (0, N_LAYERS, HIDDEN)
+
+
+def test_a_killed_job_goes_on_where_it_was(shard, monkeypatch):
     import axiskit.activations as module
 
     extract_activations(**shard)
     expected = load_activations(shard["activations_path"])
-    monkeypatch.setattr(module, "_ROLLOUTS_PER_CHECKPOINT", 1)
     read = []
 
-    def stop_after_two(*args):
+    def read_two(*args):
         if len(read) == 2:
             raise KeyboardInterrupt
         read.append(args)
         return mean_activations(*args)
 
-    monkeypatch.setattr(module, "mean_activations", stop_after_two)
+    monkeypatch.setattr(module, "mean_activations", read_two)
     with pytest.raises(KeyboardInterrupt):
         extract_activations(**shard | {"tokens_per_batch": 1})
+    monkeypatch.undo()
+    one_by_one = []
     monkeypatch.setattr(
-        module, "mean_activations", lambda *args: read.append(args) or mean_activations(*args)
+        module,
+        "mean_activations",
+        lambda *args: one_by_one.append(args) or mean_activations(*args),
     )
     extract_activations(**shard | {"tokens_per_batch": 1})
-    assert len(read) == len(TEXTS) + 1  # none twice
+    assert len(read) + len(one_by_one) == len(TEXTS)  # none twice
     found = load_activations(shard["activations_path"])
     assert found["rollout_id"] == expected["rollout_id"]
     assert torch.allclose(found["activations"].float(), expected["activations"].float(), rtol=2**-7)
+
+
+def test_a_checkpoint_of_other_responses_is_not_used(shard, monkeypatch):
+    folder = shard["checkpoint_folder"] / "000"
+    folder.mkdir(parents=True)
+    (folder / "otherkey.done").write_text("0\n1\n2\n3\n")
+    extract_activations(**shard)
+    assert load_activations(shard["activations_path"])["activations"].float().abs().sum() > 0
+    assert not folder.exists()
 
 
 def test_nan_names_the_rollout_and_the_layer(shard, tiny_model, tmp_path):
@@ -184,3 +199,25 @@ def test_unknown_architecture_says_how_to_add_it():
 
 def test_responses_table_reads_back(shard):
     assert read_table(shard["responses_path"])[0].schema.names == RESPONSES.names
+
+
+def test_soft_capped_attention_is_not_left_out(tmp_path):
+    """Gemma 2 with large weights: SDPA would give other numbers than the model's own attention."""
+    folder = save_tiny_model(tmp_path / "gemma2", "gemma2")
+    eager, sdpa = (
+        transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=name
+        )
+        for name in ("eager", "sdpa")
+    )
+    for model in (eager, sdpa):
+        with torch.no_grad():
+            for block in model.model.layers:
+                block.self_attn.q_proj.weight.mul_(10)
+    eager.save_pretrained(folder)
+    ids = torch.arange(30)[None]
+    with torch.inference_mode():
+        expected = eager(ids).logits
+        found = load_model(str(folder), dtype="float32")[0](ids).logits
+        assert torch.allclose(found, expected, atol=1e-4)
+        assert not torch.allclose(sdpa(ids).logits, expected, atol=1e-2)

@@ -1,7 +1,10 @@
 """Sampling does not depend on how the work is cut up; nothing is generated twice."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,6 +146,8 @@ def shard(tmp_path, tiny_model):
         "default_prompts": 2,
         "seed": 0,
         "batch_size": 4,
+        "layers": "all",
+        "target_layer_setting": "auto",
         **SAMPLING,
     }
 
@@ -226,6 +231,42 @@ def test_what_is_no_model_is_a_clear_error(tmp_path):
         load_model(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layers": [2, 9]}, r"layer 9: the model has 4 layers"),
+        ({"layers": [0, 1]}, r"layer 2 \(model\.target_layer\) is not among"),
+    ],
+)
+def test_layers_extracted_later_are_checked_before_the_weights_are_read(
+    shard, tmp_path, change, said
+):
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "model.safetensors").write_text("not read")
+    with pytest.raises(ModelError, match=said):
+        generate_responses(**shard | change | {"model_path": str(folder)})
+
+
+def test_a_hub_id_is_told_by_its_commit(tiny_model, tmp_path):
+    """A cache of the Hub as it lies on disk after a download."""
+    commits = ["a" * 40, "b" * 40]
+    repository = tmp_path / "hub" / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    for commit in commits:
+        shutil.copytree(tiny_model, repository / "snapshots" / commit)
+    code = "import sys; from axiskit.models import *; print(model_fingerprint('some/model'))"
+    for commit in commits:
+        (repository / "refs" / "main").write_text(commit)
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert run.stdout.strip() == commit
+
+
 def test_fingerprint_tells_weights_apart(tiny_model, tmp_path):
     other = save_tiny_model(tmp_path / "other", seed=1)
     same = save_tiny_model(tmp_path / "same", seed=0)
@@ -236,4 +277,5 @@ def test_fingerprint_tells_weights_apart(tiny_model, tmp_path):
 def test_stop_tokens_of_model_and_tokenizer(tiny_model):
     model, tokenizer = load_model(tiny_model)
     assert stop_token_ids(model, tokenizer) == [258]
+    assert model.generation_config.eos_token_id == [258]
     assert tokenizer.chat_template == CHATML

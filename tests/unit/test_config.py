@@ -59,6 +59,19 @@ def test_bad_value_names_file_key_and_finding(values, tmp_path, section, key, va
     assert said in str(error.value)
 
 
+def test_settings_that_cannot_end_well_are_told_at_once(values):
+    values["vectors"]["min_responses"] = 13
+    with pytest.raises(ConfigError, match=r"min_responses is 13, but a role has 12 responses"):
+        validate_config(values, [DEFAULT])
+    values["vectors"]["min_responses"] = 4
+    values["model"]["target_layer"] = 40
+    values["activations"]["layers"] = [3]
+    with pytest.raises(
+        ConfigError, match=r"target_layer 40 is not among activations\.layers \[3\]"
+    ):
+        validate_config(values, [DEFAULT])
+
+
 def test_misspelt_section_and_missing_key(values):
     values["generaton"] = values.pop("generation")
     del values["model"]["path"]

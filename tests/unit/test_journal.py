@@ -16,6 +16,7 @@ def test_rows_of_all_jobs_are_found_and_a_torn_line_is_dropped(tmp_path):
     assert len(list((tmp_path / "j").iterdir())) == 2
     torn = sorted((tmp_path / "j").iterdir())[0]
     torn.write_bytes(torn.read_bytes() + f'{{"key": "{keys[3]}", "response": "ha'.encode())
+    (tmp_path / "j" / "x.jsonl").write_text(f'{{"key": "{keys[3]}", "resp\0\0\0}}\n')
     rows = Journal(tmp_path / "j", "001").read(set(keys))
     assert {key: row["response"] for key, row in rows.items()} == {
         keys[0]: "a\nb \u2028 \u00e9",

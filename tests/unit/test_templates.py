@@ -3,11 +3,13 @@
 import pytest
 from conftest import CHATML, tiny_tokenizer
 
-from axiskit.activations import encode_responses
+from axiskit.activations import encode_response
 from axiskit.errors import TemplateError
 from axiskit.templates import (
+    answer_span,
     chat_messages,
     check_template,
+    end_of_turn,
     has_system_role,
     render_conversation,
     render_prompt,
@@ -123,9 +125,46 @@ def test_system_prompt_goes_where_the_template_has_room():
 
 def test_response_tokens_are_those_of_the_span():
     tokenizer = tiny_tokenizer(CHATML)
-    messages = chat_messages(tokenizer, "S", "Q")
-    messages.append({"role": "assistant", "content": "\u00e9b"})
-    tokens, mask = encode_responses(tokenizer, messages)
+    tokens, mask = encode_response(tokenizer, "S", "Q", "\n\u00e9b ")
     assert tokenizer.decode([t for t, m in zip(tokens, mask, strict=True) if m]) == "\u00e9b"
     assert mask[-1]  # what follows the response is cut off
     assert sum(mask) == 3  # two bytes and one
+    assert tokenizer.decode(tokens).endswith("<|im_start|>assistant\n\n\u00e9b")
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("<think>\nhm\n</think>\n\nBecause.", "Because."),
+        ("hm</think> Because. ", "Because."),
+        ("<think>\nOkay, the user wants", ""),  # cut off while thinking
+        ("ok </think> x", "x"),
+        ("  \n", ""),
+        ("", ""),
+        ("a <think>b</think> c", "c"),
+    ],
+)
+def test_thinking_is_no_answer_and_no_odd_response_stops_a_run(response, answer):
+    start, end = answer_span(response)
+    assert response[start:end] == answer
+    tokenizer = tiny_tokenizer(TEMPLATES["thinking"])
+    tokens, mask = encode_response(tokenizer, "S", "Q", response, enable_thinking=False)
+    assert sum(mask) == len(answer)
+    assert len(tokens) == len(mask)
+
+
+def test_a_model_that_would_think_by_itself_is_refused():
+    template = TEMPLATES["thinking"].replace("{% else %}<think>\n{% endif %}", "{% endif %}")
+    with pytest.raises(TemplateError, match=r"thinking has to be switched off"):
+        check_template(tiny_tokenizer(template))
+    check_template(tiny_tokenizer(template), enable_thinking=False)
+
+
+def test_a_template_with_the_date_gives_the_same_prompt_every_day():
+    tokenizer = tiny_tokenizer("Today is {{ strftime_now('%d %b %Y') }}. " + CHATML)
+    assert "Today is 01 Jan 2025." in render_prompt(tokenizer, chat_messages(tokenizer, "", "Q"))
+
+
+def test_the_token_after_a_response_is_found():
+    assert end_of_turn(tiny_tokenizer(CHATML)) == 258
+    assert end_of_turn(tiny_tokenizer(TEMPLATES["system_dropped"])) is None

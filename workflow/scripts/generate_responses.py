@@ -25,5 +25,7 @@ generate_responses(
     top_p=snakemake.params.top_p,
     max_new_tokens=snakemake.params.max_new_tokens,
     seed=snakemake.params.seed,
+    layers=snakemake.config["activations"]["layers"],
+    target_layer_setting=snakemake.config["model"]["target_layer"],
     batch_size=snakemake.config["generation"]["batch_size"],
 )
