@@ -81,6 +81,16 @@ def save_tiny_model(folder: Path, architecture: str = "llama", seed: int = 0) ->
     return folder
 
 
+def save_broken_model(tiny_model: str, folder: Path) -> Path:
+    """The same model with one NaN in a weight of block 2."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a tiny random Llama with a ChatML template."""

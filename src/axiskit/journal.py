@@ -14,7 +14,6 @@ import os
 import uuid
 from collections.abc import Container, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from axiskit.errors import WriteError
@@ -82,10 +81,5 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from conftest import HIDDEN, N_LAYERS, save_tiny_model, tiny_tokenizer
+from conftest import HIDDEN, N_LAYERS, save_broken_model, save_tiny_model
 
 from axiskit.activations import encode_response, extract_activations, mean_activations
 from axiskit.artifacts import load_activations, read_table, write_table
@@ -173,12 +173,7 @@ def test_a_checkpoint_of_other_responses_is_not_used(shard, monkeypatch):
 
 
 def test_nan_names_the_rollout_and_the_layer(shard, tiny_model, tmp_path):
-    folder = tmp_path / "broken"
-    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    with torch.no_grad():
-        model.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    folder = save_broken_model(tiny_model, tmp_path / "broken")
     with pytest.raises(NonFiniteError, match=r"rollout ghost/0/.: the activation after layer 2 is"):
         extract_activations(**shard | {"model_path": str(folder)})
     assert not shard["activations_path"].exists()

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import CHATML, save_tiny_model, tiny_tokenizer
+from conftest import CHATML, save_broken_model, save_tiny_model, tiny_tokenizer
 
 from axiskit.artifacts import read_table
 from axiskit.errors import ModelError, NonFiniteError, TemplateError
@@ -199,12 +199,7 @@ def test_what_changes_a_response_changes_its_key(shard, change):
 
 
 def test_nan_in_a_weight_is_one_clear_error(shard, tiny_model, tmp_path):
-    folder = tmp_path / "broken"
-    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    with torch.no_grad():
-        model.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    folder = save_broken_model(tiny_model, tmp_path / "broken")
     with pytest.raises(NonFiniteError, match=r"rollout (default|ghost)/./.: the model's logits"):
         generate_responses(**shard | {"model_path": str(folder)})
     assert not shard["responses_path"].exists()

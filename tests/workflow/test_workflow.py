@@ -279,12 +279,10 @@ def run_until(folder, condition):
     snakemake(folder, "--unlock")
 
 
-def test_kill_9_in_generation_judging_and_extraction_then_the_same_command(tmp_path):
-    """The interrupted run ends with the same results, and no row was made twice."""
-    slow = {"generation": {"max_new_tokens": 8, "batch_size": 1}}
-    smooth = make_project(tmp_path / "smooth", **slow)
-    torn = make_project(tmp_path / "torn", **slow, activations={"tokens_per_batch": 1})
-    snakemake(smooth)
+def test_kill_9_in_generation_judging_and_extraction_then_the_same_command(finished, tmp_path):
+    """The interrupted run ends with the results of a smooth one, and no row was made twice."""
+    one_by_one = {"generation": {"batch_size": 1}, "activations": {"tokens_per_batch": 1}}
+    torn = make_project(tmp_path / "torn", **one_by_one)
     run_until(torn, lambda: len(journal_keys(torn, "generate_responses")) >= 3)
     run_until(torn, lambda: len(journal_keys(torn, "judge_responses")) >= 3)
     checkpoints = torn / RESULTS / "journal" / "extract_activations"
@@ -298,18 +296,18 @@ def test_kill_9_in_generation_judging_and_extraction_then_the_same_command(tmp_p
     for shard in ("000", "001"):
         ours, expected = (
             read_table(folder / RESULTS / "responses" / f"{shard}.parquet")[0].to_pandas()
-            for folder in (torn, smooth)
+            for folder in (torn, finished)
         )
         assert ours.drop(columns="log_likelihood").equals(expected.drop(columns="log_likelihood"))
         ours, expected = (
             load_activations(folder / RESULTS / "activations" / f"{shard}.pt")
-            for folder in (torn, smooth)
+            for folder in (torn, finished)
         )
         assert ours["rollout_id"] == expected["rollout_id"]
         assert torch.allclose(
             ours["activations"].float(), expected["activations"].float(), rtol=2**-7
         )
-    axes = [load_axis(folder / RESULTS / "axis.pt") for folder in (torn, smooth)]
+    axes = [load_axis(folder / RESULTS / "axis.pt") for folder in (torn, finished)]
     assert torch.allclose(axes[0], axes[1], rtol=1e-2, atol=1e-2)  # stored in bfloat16
 
 
