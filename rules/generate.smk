@@ -12,6 +12,7 @@ rule generate_responses:
         "results/{model}/logs/generate_responses/{shard}.log",
     benchmark:
         "results/{model}/benchmarks/generate_responses/{shard}.tsv"
+    priority: 1  # what all others wait for comes first
     conda:
         "../envs/axiskit.yaml"
     threads: THREADS
