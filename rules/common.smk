@@ -79,8 +79,9 @@ DEFAULT_ROLE = next(
 )
 SHARD_OF = {name: shard_of(name, CFG.shards) for name in ROLES}
 SHARDS = sorted(set(SHARD_OF.values()))
-# The cores split among the shards; on a cluster, where the number of cores is not known, 8.
-THREADS = max(1, workflow.cores // len(SHARDS)) if workflow.cores else 8
+# The cores split among the shards; 8 where their number is not known: on a cluster, in a report.
+N_CORES = workflow.global_resources["_cores"].value
+THREADS = max(1, N_CORES // len(SHARDS)) if N_CORES else 8
 FIGURES = [
     "roles_on_axis.svg",
     "roles_on_axis.html",

@@ -88,8 +88,9 @@ def plot_roles_on_axis(
         error_x_minus=table["mean"] - table["low"],
         category_orders={"role": list(table["role"])[::-1]},
         labels={"mean": x_label},
-        height=max(400, 16 * len(table)),
+        height=150 + 20 * len(table),
     )
+    interactive.update_yaxes(dtick=1)  # every name, however many
     _save_html(interactive, html_path)
 
 
