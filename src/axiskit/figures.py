@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 import plotly.express as px
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
@@ -110,7 +111,7 @@ def plot_axis_pc1_cosine(*, layers_path: str | Path, svg_path: str | Path) -> No
 
 
 def plot_variance_explained(
-    variance: np.ndarray[Any, Any], *, label: str | None = None, axes: Axes | None = None
+    variance: npt.NDArray[np.float64], *, label: str | None = None, axes: Axes | None = None
 ) -> Axes:
     """Draw the cumulative share of variance by number of components.
 

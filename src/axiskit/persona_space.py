@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from jaxtyping import Float
@@ -62,7 +62,7 @@ def compute_pca(
     activations: Float[torch.Tensor, "sample layer hidden"],
     layer: int,
     scaler: MeanScaler | None = None,
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int, PCA, MeanScaler]:
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int, PCA, MeanScaler]:
     """Principal components of the samples at one layer.
 
     Args:
@@ -81,7 +81,7 @@ def compute_pca(
     return transformed, pca.explained_variance_ratio_, int(pca.n_components_), pca, scaler
 
 
-def components_for(variance: np.ndarray[Any, Any], share: float) -> int:
+def components_for(variance: npt.NDArray[np.float64], share: float) -> int:
     """How many components explain ``share`` of the variance.
 
     >>> components_for(np.array([0.5, 0.3, 0.2]), 0.7)

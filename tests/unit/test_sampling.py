@@ -52,7 +52,7 @@ def test_swapping_near_ties_by_rounding_changes_nothing():
 
 def test_temperature_zero_is_greedy():
     logits = torch.tensor([[0.0, 3.0, 1.0]])
-    assert sample_tokens(logits, [0.99], temperature=0, top_p=1.0).tolist() == [1]
+    assert sample_tokens(logits, [0.99], temperature=0.0, top_p=1.0).tolist() == [1]
 
 
 def test_noise_is_uniform_and_by_counter():
@@ -65,7 +65,7 @@ def test_noise_is_uniform_and_by_counter():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 def test_logits_that_are_no_numbers_name_the_rollout(bad):
-    sampler = SeededSampler([1, 2], ["a/0/0", "b/0/0"], prompt_width=1, temperature=1, top_p=1)
+    sampler = SeededSampler([1, 2], ["a/0/0", "b/0/0"], prompt_width=1, temperature=1.0, top_p=1.0)
     scores = torch.zeros(2, 5)
     scores[1] = bad
     with pytest.raises(NonFiniteError, match="rollout b/0/0: the model's logits"):
