@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +131,7 @@ class _Checkpoint:
                     file.truncate(size)
             self._open_list = open(self._list, "a", encoding="ascii")  # noqa: SIM115 (see __exit__)
         except OSError as error:
-            raise WriteError(
-                f"{folder}: cannot be written: {error.strerror}; make room and run the same "
-                "command again"
-            ) from error
+            raise _no_room(folder, error) from error
         flat = torch.empty(0, dtype=torch.bfloat16)
         if size:
             flat = torch.from_file(str(data), shared=True, size=size // 2, dtype=torch.bfloat16)
@@ -142,22 +139,34 @@ class _Checkpoint:
 
     def save(self, positions: Sequence[int], activations: torch.Tensor) -> None:
         self.activations[list(positions)] = activations.to(torch.bfloat16)
-        self._open_list.write("".join(f"{position}\n" for position in positions))
-        self._open_list.flush()
+        try:
+            self._open_list.write("".join(f"{position}\n" for position in positions))
+            self._open_list.flush()
+        except OSError as error:
+            raise _no_room(self._list, error) from error
 
     def __enter__(self) -> _Checkpoint:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._open_list.close()
+        with suppress(OSError):  # the lines that save could not write, once more
+            self._open_list.close()
 
 
 def _done_rows(path: Path) -> set[int]:
-    """Whole lines of the list; a torn last one is not counted."""
+    """Whole lines of the list; a torn last one is cut off, or the next would be joined to it."""
     if not path.exists():
         return set()
-    lines = path.read_text(encoding="ascii").split("\n")[:-1]
-    return {int(line) for line in lines if line.isdigit()}
+    whole = path.read_bytes().rpartition(b"\n")
+    os.truncate(path, len(whole[0]) + len(whole[1]))
+    return {int(line) for line in whole[0].split()}
+
+
+def _no_room(path: Path, error: OSError) -> WriteError:
+    return WriteError(
+        f"{path}: cannot be written: {error.strerror}; make room and run the same command again: "
+        "what was extracted is kept"
+    )
 
 
 def _check_finite(rollout_id: str, activation: torch.Tensor, layers: Sequence[int]) -> None:

@@ -1,13 +1,20 @@
 """Extraction against the plain way: hidden states of the whole model, averaged afterwards."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
 from conftest import HIDDEN, N_LAYERS, save_broken_model, save_tiny_model
 
-from axiskit.activations import encode_response, extract_activations, mean_activations
+from axiskit.activations import (
+    _Checkpoint,
+    encode_response,
+    extract_activations,
+    mean_activations,
+)
 from axiskit.artifacts import load_activations, read_table, write_table
-from axiskit.errors import ModelError, NonFiniteError
+from axiskit.errors import ModelError, NonFiniteError, WriteError
 from axiskit.generation import RESPONSES
 from axiskit.layers import decoder_blocks, select_layers, target_layer
 from axiskit.likelihood import log_likelihoods
@@ -161,6 +168,23 @@ def test_a_killed_job_goes_on_where_it_was(shard, monkeypatch):
     found = load_activations(shard["activations_path"])
     assert found["rollout_id"] == expected["rollout_id"]
     assert torch.allclose(found["activations"].float(), expected["activations"].float(), rtol=2**-7)
+
+
+def test_a_torn_line_of_the_list_is_cut_off_before_the_next_is_written(tmp_path):
+    path = tmp_path / "key.done"
+    path.write_text("3\n0\n12")
+    with _Checkpoint(tmp_path, "key", (46, 1, 2)) as checkpoint:
+        assert checkpoint.done == {0, 3}
+        checkpoint.save([45], torch.ones(1, 1, 2))
+    assert path.read_text() == "3\n0\n45\n"
+
+
+def test_a_disk_that_fills_up_while_extracting_is_one_clear_error(tmp_path):
+    with _Checkpoint(tmp_path, "key", (2, 1, 2)) as checkpoint:
+        checkpoint._open_list.close()
+        checkpoint._open_list = Path("/dev/full").open("a")  # noqa: SIM115 (the checkpoint closes it)
+        with pytest.raises(WriteError, match="No space left on device; make room"):
+            checkpoint.save([0], torch.ones(1, 1, 2))
 
 
 def test_a_checkpoint_of_other_responses_is_not_used(shard, monkeypatch):
