@@ -15,9 +15,12 @@ include: "rules/extract.smk"
 include: "rules/vectors.smk"
 include: "rules/axis.smk"
 include: "rules/project.smk"
+include: "rules/capping.smk"
+include: "rules/conversations.smk"
 include: "rules/persona_space.smk"
 include: "rules/figures.smk"
 include: "rules/summary.smk"
+include: "rules/audit.smk"
 
 
 report: "workflow/report/workflow.rst"
@@ -25,12 +28,22 @@ report: "workflow/report/workflow.rst"
 
 wildcard_constraints:
     shard=r"\d{3}",
+    condition="|".join(CONDITIONS),
 
 
 rule all:
     default_target: True
     input:
         ALL_RESULTS,
+
+
+rule audit:
+    input:
+        AUDIT_RESULTS,
+
+
+onstart:
+    require_judge_key()
 
 
 onsuccess:

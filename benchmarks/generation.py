@@ -56,7 +56,14 @@ def main(path: str) -> None:
     def generate(batch: int) -> None:
         for i in range(0, len(rollouts), batch):
             chosen = slice(i, i + batch)
-            sample_responses(model, tokenizer, rollouts[chosen], prompts[chosen], **sampling)
+            sample_responses(
+                model,
+                tokenizer,
+                prompts[chosen],
+                seeds=[rollout.seed for rollout in rollouts[chosen]],
+                names=[rollout.rollout_id for rollout in rollouts[chosen]],
+                **sampling,
+            )
 
     grouped = seconds(lambda: generate(N_ROLLOUTS))
     model.set_attn_implementation("sdpa")

@@ -11,12 +11,14 @@ os.environ.update(
     PYTHONPATH=os.pathsep.join([SOURCE, os.getenv("PYTHONPATH", "")]).rstrip(os.pathsep)
 )
 
-from axiskit.config import MODEL_FILES, validate_config
+from axiskit.config import CONDITIONS, MODEL_FILES, validate_config
 from axiskit.errors import AxiskitError, ConfigError
+from axiskit.judge_prompts import check_judgeable
 from axiskit.questions import load_questions
 from axiskit.recipes import RECIPE
 from axiskit.roles import find_role_files, load_roles
 from axiskit.rollouts import shard_of
+from axiskit.transcripts import find_scripts, load_script, load_transcript
 
 
 def in_workflow(path):
@@ -45,6 +47,16 @@ def model_files(_):
     return []  # a Hugging Face id
 
 
+def audit_judge(wildcards):
+    """The judge of an audit's scores: the first again, or the second."""
+    return CFG.judge if wildcards.judge == "repeat" else CFG.second_judge
+
+
+def audit_model_files(wildcards):
+    """What a judge of the audit waits for: the model, where it is its own judge."""
+    return [] if audit_judge(wildcards).is_hosted else model_files(wildcards)
+
+
 try:
     # Snakemake lists the default last; the others overlay it
     CFG = validate_config(
@@ -68,15 +80,28 @@ try:
             "(vectors.min_roles); include more (roles.include) or lower it"
         )
     load_questions(QUESTIONS, CFG.questions.count)
+    SCRIPTS = {
+        name: str(path)
+        for name, path in find_scripts(
+            in_workflow(CFG.conversations.dir), CFG.conversations.include
+        ).items()
+    }
+    for path in SCRIPTS.values():
+        load_script(path)
+    for path in CFG.conversations.extra_transcripts:
+        load_transcript(path)
+    if CFG.judge.is_hosted or CFG.second_judge.is_hosted:
+        for role in ROLES.values():
+            if role.kind == "role":
+                check_judgeable(role.name, role.description, role.eval_prompt)
 except AxiskitError as error:
     raise WorkflowError(f"{type(error).__name__}: {error}")
 
 MODEL = CFG.model.name
 MODEL_PATH = f"results/{MODEL}/model" if CFG.model.must_be_fetched else CFG.model.path
 DISPLAY_NAME = CFG.model.display_name or MODEL
-DEFAULT_ROLE = next(
-    ROLE_FILES[name] for name, role in ROLES.items() if role.kind == "default"
-)
+DEFAULT_NAME = next(name for name, role in ROLES.items() if role.kind == "default")
+DEFAULT_ROLE = ROLE_FILES[DEFAULT_NAME]
 SHARD_OF = {name: shard_of(name, CFG.shards) for name in ROLES}
 SHARDS = sorted(set(SHARD_OF.values()))
 # The cores split among the shards; 8 where their number is not known: on a cluster, in a report.
@@ -90,11 +115,18 @@ FIGURES = [
     "persona_space.svg",
     "persona_space.html",
 ]
+if SCRIPTS or CFG.conversations.extra_transcripts:
+    FIGURES += ["trajectories.svg", "trajectories.html"]
 ALL_RESULTS = [
     f"results/{MODEL}/axis.pt",
     f"results/{MODEL}/projections.parquet",
+    f"results/{MODEL}/capping_config.pt",
     f"results/{MODEL}/summary.txt",
     *(f"results/{MODEL}/figures/{name}" for name in FIGURES),
+]
+AUDIT_RESULTS = [
+    f"results/{MODEL}/audit/audit.txt",
+    f"results/{MODEL}/audit/sheet.html",
 ]
 
 # How much runs at once changes no result, so it is no param: the scripts read it from the config,
@@ -102,6 +134,28 @@ ALL_RESULTS = [
 config["generation"] = CFG.generation.model_dump()
 config["activations"] = CFG.activations.model_dump()
 config["model"] = CFG.model.model_dump()
+config["judge"] = CFG.judge.model_dump()
+config["audit_judges"] = {
+    "repeat": CFG.judge.model_dump(),
+    "second": CFG.second_judge.model_dump(),
+}
+
+
+def require_judge_key():
+    """Refuse to start without the key or package that a job will need to ask a judge."""
+    from axiskit.asking import require_key, require_package
+
+    rules = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    asking = [CFG.judge] if rules & {"ask_judge", "judge_sample"} else []
+    asking += [CFG.second_judge] if "judge_sample" in rules else []
+    try:
+        for judge in asking:
+            if judge.is_hosted:
+                require_key(judge.base_url)
+                if not workflow.deployment_settings.deployment_method:
+                    require_package()
+    except AxiskitError as error:
+        raise WorkflowError(f"{type(error).__name__}: {error}")
 
 
 def print_summary():

@@ -122,3 +122,37 @@ rule plot_persona_space:
         "Drawing persona space"
     script:
         "../workflow/scripts/plot_persona_space.py"
+
+
+rule plot_trajectories:
+    input:
+        trajectories="results/{model}/trajectories.parquet",
+        projections="results/{model}/projections.parquet",
+    output:
+        svg=report(
+            "results/{model}/figures/trajectories.svg",
+            category="Figures",
+            caption="../workflow/report/trajectories.rst",
+            labels={"figure": "conversations along the axis", "form": "static"},
+        ),
+        html=report(
+            "results/{model}/figures/trajectories.html",
+            category="Figures",
+            caption="../workflow/report/trajectories.rst",
+            labels={"figure": "conversations along the axis", "form": "interactive"},
+        ),
+    log:
+        "results/{model}/logs/plot_trajectories.log",
+    benchmark:
+        "results/{model}/benchmarks/plot_trajectories.tsv"
+    conda:
+        "../envs/axiskit.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=15,
+    params:
+        recipe=RECIPE["plot_trajectories"],
+    message:
+        "Drawing conversations along the axis"
+    script:
+        "../workflow/scripts/plot_trajectories.py"

@@ -37,6 +37,29 @@ _GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 ARCHITECTURES = {
     "llama": lambda: transformers.LlamaConfig(**_SIZES, **_GROUPED),
     "qwen2": lambda: transformers.Qwen2Config(**_SIZES, **_GROUPED),
+    "qwen3": lambda: transformers.Qwen3Config(**_SIZES, **_GROUPED),
+    "mistral": lambda: transformers.MistralConfig(**_SIZES, **_GROUPED, sliding_window=16),
+    "olmo2": lambda: transformers.Olmo2Config(**_SIZES, num_key_value_heads=2),
+    "phi3": lambda: transformers.Phi3Config(**_SIZES, num_key_value_heads=2),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **_SIZES, **_GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **_SIZES, **_GROUPED, query_pre_attn_scalar=8, sliding_window=16
+    ),
+    "gemma3_multimodal": lambda: transformers.Gemma3Config(
+        text_config={**_SIZES, **_GROUPED, "query_pre_attn_scalar": 8},
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+        eos_token_id=258,
+    ),
     "gemma2": lambda: transformers.Gemma2Config(**_SIZES, **_GROUPED, query_pre_attn_scalar=8),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_SIZES),
     "gpt2": lambda: transformers.GPT2Config(

@@ -12,6 +12,10 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "load_model": "models",
+    "get_config": "models",
+    "MODEL_CONFIGS": "models",
+    "generate_response": "chat",
+    "extract_response_activations": "activations",
     "compute_axis": "axis",
     "load_axis": "axis",
     "save_axis": "axis",
@@ -19,6 +23,9 @@ _MODULE_OF = {
     "project_batch": "axis",
     "cosine_similarity_per_layer": "axis",
     "axis_norm_per_layer": "axis",
+    "ActivationSteering": "steering",
+    "load_capping_config": "capping",
+    "build_capping_steerer": "capping",
     "load_role_vectors": "vectors",
     "load_activations": "artifacts",
     "compute_pca": "persona_space",

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,15 @@ from axiskit.models import load_model
 from axiskit.progress import Progress
 from axiskit.recipes import RECIPE
 from axiskit.rollouts import digest
-from axiskit.templates import answer_span, chat_messages, render_prompt
+from axiskit.templates import (
+    Messages,
+    answer_span,
+    chat_messages,
+    fold_system,
+    render_conversation,
+    render_prompt,
+)
+from axiskit.transcripts import check_messages
 
 _log = logging.getLogger(__name__)
 
@@ -204,6 +212,125 @@ def encode_response(
     )
 
 
+def encode_conversation(
+    tokenizer: Any, conversation: Messages, **kwargs: Any
+) -> tuple[list[int], list[list[bool]]]:
+    """Tokens of a conversation, and for each assistant turn which of them belong to it.
+
+    Thinking blocks are taken out first, as the model never reads them in earlier turns. A turn's
+    tokens are those of its text without outer white space; an empty turn has none. What follows the
+    last turn is cut off.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        conversation: Messages; user and assistant take turns after an optional system message.
+        kwargs: model.chat_template_kwargs.
+
+    Raises:
+        TranscriptError: The messages do not alternate, or none is the assistant's.
+        TemplateError: The template rewrites a response.
+    """
+    check_messages(conversation)
+    messages = [
+        {**message, "content": message["content"][slice(*answer_span(message["content"]))]}
+        if message["role"] == "assistant"
+        else message
+        for message in conversation
+    ]
+    text, spans = render_conversation(
+        tokenizer, fold_system(tokenizer, messages, **kwargs), **kwargs
+    )
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    masks = [
+        [start < span_end and end > span_start for start, end in encoding["offset_mapping"]]
+        for span_start, span_end in spans
+    ]
+    length = 1 + max((i for mask in masks for i, used in enumerate(mask) if used), default=0)
+    return list(encoding["input_ids"][:length]), [mask[:length] for mask in masks]
+
+
+def extract_response_activations(
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Messages],
+    layers: Sequence[int] | None = None,
+    *,
+    per_turn: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[torch.Tensor]:
+    """Mean residual stream over the assistant's tokens of each conversation.
+
+    Args:
+        model: As :func:`axiskit.load_model` gives it.
+        tokenizer: Likewise.
+        conversations: Each a list of messages, of one turn or many.
+        layers: Which layers; None: all. Decoder block i, before any norm that follows.
+        per_turn: A mean for each assistant turn, not one over all of them.
+        chat_template_kwargs: Passed to the chat template.
+
+    Returns:
+        For each conversation [layer, hidden] float32, or [turn, layer, hidden] with ``per_turn``.
+        A turn without tokens gives NaN.
+
+    Raises:
+        TranscriptError: A conversation has no assistant turn, or its roles do not alternate.
+        TemplateError: The template rewrites a response.
+        ModelError: A layer does not exist.
+    """
+    n_layers = len(decoder_blocks(model))
+    selected = select_layers("all" if layers is None else list(layers), n_layers)
+    results = []
+    for conversation in conversations:
+        tokens, turns = encode_conversation(tokenizer, conversation, **(chat_template_kwargs or {}))
+        masks = turns if per_turn else [[any(used) for used in zip(*turns, strict=True)]]
+        weights = torch.tensor(masks, dtype=torch.float32)
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        ids = torch.tensor([tokens], device=model.device)
+        with torch.inference_mode(), _mean_hooks(model, selected, weights[None]) as means:
+            decoder(model)(input_ids=ids, use_cache=False)
+        activations = torch.stack([means[layer][0].cpu() for layer in selected], dim=1)
+        results.append(activations if per_turn else activations[0])
+    return results
+
+
+@torch.inference_mode()
+def token_projections(
+    model: Any,
+    tokens: Sequence[int],
+    axis: Float[torch.Tensor, "layer hidden"],
+    layers: Sequence[int],
+) -> Float[torch.Tensor, "layer token"]:
+    """Projection of every token of one text on the unit axis, in the units of the activations.
+
+    Args:
+        model: The model.
+        tokens: The text's token ids.
+        axis: As :func:`axiskit.compute_axis` gives it.
+        layers: The model's layer of each of the axis's.
+    """
+    unit = torch.nn.functional.normalize(axis.float(), dim=-1)
+    projections: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int, direction: torch.Tensor) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            hidden = block_output(output)[0].float()
+            projections[layer] = (hidden @ direction.to(hidden.device)).cpu()
+
+        return hook
+
+    blocks = decoder_blocks(model)
+    handles = [
+        blocks[layer].register_forward_hook(keep(layer, direction))
+        for layer, direction in zip(layers, unit, strict=True)
+    ]
+    try:
+        decoder(model)(input_ids=torch.tensor([tokens], device=model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack([projections[layer] for layer in layers])
+
+
 @torch.inference_mode()
 def mean_activations(
     model: Any,
@@ -222,22 +349,23 @@ def mean_activations(
     attention = pad([[1] * len(row) for row in tokens], 0, side="right").to(model.device)
     weights = pad(masks, 0, side="right").to(model.device, torch.float32)
     weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
-    with _mean_hooks(model, layers, weights) as means:
+    with _mean_hooks(model, layers, weights[:, None]) as means:
         decoder(model)(input_ids=ids, attention_mask=attention, use_cache=False)
-    return torch.stack([means[layer].cpu() for layer in layers], dim=1)
+    return torch.stack([means[layer][:, 0].cpu() for layer in layers], dim=1)
 
 
 @contextmanager
 def _mean_hooks(
     model: Any, layers: Sequence[int], weights: torch.Tensor
 ) -> Iterator[dict[int, torch.Tensor]]:
+    """Means [batch, part, hidden] of each layer, by weights [batch, part, token]."""
     means: dict[int, torch.Tensor] = {}
     blocks = decoder_blocks(model)
 
     def keep_mean(layer: int) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
             hidden = block_output(output).float()
-            means[layer] = torch.einsum("bt,bth->bh", weights.to(hidden.device), hidden)
+            means[layer] = torch.bmm(weights.to(hidden.device), hidden)
 
         return hook
 

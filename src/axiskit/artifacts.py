@@ -122,11 +122,15 @@ def read_pt(path: str | Path, keys: Sequence[str] = ()) -> Any:
         ArtifactError: It is missing, truncated, holds code, or lacks one of ``keys``.
     """
     import pickle
+    import zipfile
 
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # files that torch wrote before version 1.6 are no zip archives, and cannot be mapped
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except pickle.UnpicklingError:
         raise ArtifactError(
             f"{path}: holds more than tensors, lists and numbers; refused, since it could run code"

@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     ValidationError,
@@ -34,6 +35,9 @@ PACKAGED_MODEL = re.compile(
 
 MODEL_FILES = (".json", ".safetensors", ".bin", ".jinja", ".model")
 """Endings of the files in a model folder that make a difference."""
+
+EXPERIMENT = re.compile(r"layers_(?P<start>\d+):(?P<stop>\d+)-p(?P<quantile>[\d.]+)")
+"""An experiment's id: half-open window of layers, quantile along the (published) negated axis."""
 
 
 class Section(BaseModel):
@@ -104,9 +108,34 @@ class ActivationsSection(Section):
 class JudgeSection(Section):
     """``judge``: who scores the responses, and what the scores mean."""
 
-    backend: Literal["likelihood"] = "likelihood"
+    backend: Literal["likelihood", "anthropic", "anthropic-batch"] = "likelihood"
     thresholds: Annotated[list[float], Field(min_length=2, max_length=2)] = [-0.01, 0.01]
     max_unscored: Annotated[float, Field(ge=0, le=1)] = 0.1
+    model: str | None = None
+    base_url: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
+    extra_body: dict[str, Any] = {"thinking": {"type": "disabled"}}
+    max_tokens: PositiveInt = 16
+    max_in_flight: PositiveInt = 32
+    requests_per_minute: PositiveInt | None = None
+    tokens_per_minute: PositiveInt | None = None
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    max_cost_usd: Annotated[float, Field(gt=0)] | None = None
+    prices: dict[str, Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)]] = {}
+    prices_as_of: str | None = None
+    poll_s: Annotated[float, Field(gt=0)] = 60.0
+    cancel_on_interrupt: bool = False
+
+    @property
+    def is_hosted(self) -> bool:
+        """Whether a server is asked, and the model under study is not needed."""
+        return self.backend != "likelihood"
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """What decides the scores, and so the rest does not run anything again."""
+        if not self.is_hosted:
+            return self.model_dump(include={"backend", "thresholds"})
+        return self.model_dump(include={"model", "base_url", "extra_body", "max_tokens"})
 
     @field_validator("thresholds")
     @classmethod
@@ -115,6 +144,38 @@ class JudgeSection(Section):
             raise ValueError(f"{thresholds} must increase: [for score 2, for score 3]")
         return thresholds
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> JudgeSection:
+        if not self.is_hosted:
+            if self.model or self.base_url:
+                raise ValueError(
+                    "judge.model or judge.base_url is set, but judge.backend is likelihood, which "
+                    "asks nobody; set judge.backend to anthropic, or both to null"
+                )
+            return self
+        if not self.model:
+            raise ValueError(
+                f"judge.backend {self.backend} needs judge.model; name one (docs/judging.md)"
+            )
+        if self.model not in self.prices and (self.base_url is None or self.max_cost_usd):
+            raise ValueError(
+                f"judge.prices has no price for {self.model}, one is needed to say and limit what "
+                "it costs; add it, or use a server of your own (judge.base_url) without "
+                "judge.max_cost_usd"
+            )
+        reserved = {"model", "max_tokens", "messages", "stream"} & self.extra_body.keys()
+        if reserved:
+            raise ValueError(f"judge.extra_body sets {sorted(reserved)}, which axiskit sets itself")
+        return self
+
+
+class AuditSection(Section):
+    """``audit``: how the judge is checked, on demand (``snakemake audit``)."""
+
+    n_responses: PositiveInt | None = 500
+    second_judge: dict[str, Any] = {}
+    labels: list[str] = []
+
 
 class VectorsSection(Section):
     """``vectors``: which responses count for a role vector, and which roles for the axis."""
@@ -122,6 +183,53 @@ class VectorsSection(Section):
     min_score: Annotated[int, Field(ge=0, le=3)] = 3
     min_responses: PositiveInt = 50
     min_roles: Annotated[int, Field(ge=3)] = 10
+
+
+class CappingSection(Section):
+    """``capping``: the windows of layers and the floors that are calibrated, and which is used."""
+
+    widths: Annotated[list[PositiveInt], Field(min_length=1)] = [8, 16]
+    step: PositiveInt = 2
+    floor_quantiles: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)] = [
+        0.75,
+        0.5,
+        0.25,
+    ]
+    experiment: str = "auto"
+
+    @model_validator(mode="after")
+    def _experiment_is_calibrated(self) -> CappingSection:
+        match = EXPERIMENT.fullmatch(self.experiment)
+        if self.experiment == "auto":
+            return self
+        if match is None:
+            raise ValueError(
+                f"experiment '{self.experiment}': 'auto' needed, or one like 'layers_14:18-p0.25' "
+                "(0.25 for the floor quantile 0.75)"
+            )
+        start, stop = int(match["start"]), int(match["stop"])
+        ids = {experiment_id(start, stop, quantile) for quantile in self.floor_quantiles}
+        if stop - start not in self.widths or start % self.step or self.experiment not in ids:
+            raise ValueError(
+                f"experiment '{self.experiment}': not among those that widths {self.widths}, step "
+                f"{self.step} and floor_quantiles {self.floor_quantiles} give; change one of them"
+            )
+        return self
+
+
+CONDITIONS = ("unsteered", "capped", "away")
+"""How a conversation is held; ``away`` is steered against the axis, towards the characters."""
+
+
+class ConversationsSection(Section):
+    """``conversations``: scripted ones that are held with the model, and recorded ones."""
+
+    dir: str = "resources/conversations"
+    include: Literal["all"] | list[str] = "all"
+    extra_transcripts: list[str] = []
+    max_turns: PositiveInt | None = None
+    max_new_tokens: PositiveInt = 512
+    away_coefficient: Annotated[float, Field(lt=0)] = -1.0
 
 
 class FiguresSection(Section):
@@ -141,9 +249,33 @@ class Config(Section):
     generation: GenerationSection = GenerationSection()
     activations: ActivationsSection = ActivationsSection()
     judge: JudgeSection = JudgeSection()
+    audit: AuditSection = AuditSection()
     vectors: VectorsSection = VectorsSection()
+    capping: CappingSection = CappingSection()
+    conversations: ConversationsSection = ConversationsSection()
     figures: FiguresSection = FiguresSection()
     shards: Annotated[int, Field(ge=1, le=999)] = 8
+
+    @property
+    def second_judge(self) -> JudgeSection:
+        """The audit's second judge: ``judge`` with the keys of ``audit.second_judge`` laid over.
+
+        A second judge by likelihood asks nobody, so model and server of the first are not its own.
+        """
+        over = self.audit.second_judge
+        nobody = {"model": None, "base_url": None} if over.get("backend") == "likelihood" else {}
+        return JudgeSection.model_validate({**self.judge.model_dump(), **nobody, **over})
+
+    @model_validator(mode="after")
+    def _second_judge_is_valid(self) -> Config:
+        try:
+            _ = self.second_judge
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(["audit.second_judge", *(str(part) for part in problem["loc"])])
+            text = problem["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{key}: {text} (as judge, with these keys laid over)") from None
+        return self
 
     @model_validator(mode="after")
     def _can_succeed(self) -> Config:
@@ -160,6 +292,17 @@ class Config(Section):
                 f"{responses} responses (prompts_per_role x questions.count); lower it or ask more"
             )
         return self
+
+
+def experiment_id(start: int, stop: int, floor_quantile: float) -> str:
+    """The published name of capping layers start to stop (excluded) at a floor.
+
+    The published quantile runs along the direction away from the Assistant.
+
+    >>> experiment_id(46, 54, 0.75)
+    'layers_46:54-p0.25'
+    """
+    return f"layers_{start}:{stop}-p{round(1 - floor_quantile, 6):g}"
 
 
 def validate_config(values: Mapping[str, Any], files: Sequence[str | Path] = ()) -> Config:
@@ -205,6 +348,8 @@ def _describe(problem: Any, values: Mapping[str, Any], files: Sequence[str | Pat
     if not location:
         return f"{_file_with(location, files)}: {text}"
     found = problem["input"]
+    if isinstance(found, Mapping):  # two keys of a section that do not go together
+        return f"{where}: {text}"
     return f"{where}: found {found!r}, {text[0].lower()}{text[1:]}"
 
 

@@ -48,5 +48,37 @@ class JudgeError(AxiskitError):
     """The judge left more of a role unscored than the config allows."""
 
 
+class InterventionError(AxiskitError, ValueError):
+    """A steering vector, threshold or layer with which an intervention cannot act as asked."""
+
+
+class TranscriptError(AxiskitError):
+    """A conversation, scripted or recorded, is missing, malformed or ends in the wrong role."""
+
+
+class PageError(AxiskitError):
+    """The page cannot be served: no Gradio, or no such address and port to be had."""
+
+
 class OutOfMemoryError(AxiskitError):
     """A single sequence does not fit in memory; no smaller batch is possible."""
+
+
+class AccountError(AxiskitError):
+    """The judge's server refuses this account: bad key, no credit, no permission."""
+
+
+class BudgetError(AxiskitError):
+    """One more question to the judge could cost more than the config allows."""
+
+
+class ServerError(AxiskitError):
+    """The judge's server does not answer, or refuses what it is sent."""
+
+
+class InterruptError(AxiskitError):
+    """The job was told to end; what it had finished is kept."""
+
+
+class AuditError(AxiskitError):
+    """There is nothing to audit, or labels do not fit the sample."""

@@ -15,12 +15,21 @@ import plotly.express as px
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
+from plotly.subplots import make_subplots
 
 from axiskit.artifacts import read_table, write_text
+from axiskit.transcripts import first_crossing
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#222255", "#bbbbbb")
 DEFAULT_COLOUR = "#000000"
+CONDITION_COLOURS = {
+    "unsteered": "#4477aa",
+    "capped": "#228833",
+    "away": "#ee6677",
+    "transcript": "#222255",
+}
 _QUANTILES = (0.1, 0.9)
 _PROJECTION_MAP = "cividis"
 
@@ -202,6 +211,75 @@ def plot_persona_space(
         height=750,
     )
     interactive.update_traces(marker={"size": 5}, textfont={"size": 10})
+    _save_html(interactive, html_path)
+
+
+def plot_trajectories(
+    *,
+    trajectories_path: str | Path,
+    projections_path: str | Path,
+    svg_path: str | Path,
+    html_path: str | Path,
+) -> None:
+    """Mean projection of each assistant turn, a panel a conversation, by condition.
+
+    The band holds the middle 80 % of the default's rollouts; a ring marks the first turn below it.
+    """
+    table, metadata = read_table(trajectories_path)
+    rows = table.to_pandas()
+    column = f"layer_{metadata['target_layer']}"
+    projections = read_table(projections_path, ["kind", column])[0].to_pandas()
+    default = projections.loc[projections["kind"] == "default", column]
+    low, high = (float(default.quantile(q)) for q in _QUANTILES)
+    rows["turn"] += 1
+    names = list(dict.fromkeys(rows["conversation"]))
+    columns = min(3, len(names))
+    n_rows = -(-len(names) // columns)
+    figure = Figure(figsize=(1 + 3.1 * columns, 0.8 + 2.4 * n_rows), layout="constrained")
+    panels = figure.subplots(n_rows, columns, sharey=True, squeeze=False).ravel()
+    interactive = make_subplots(rows=n_rows, cols=columns, shared_yaxes=True, subplot_titles=names)
+    for i, (axes, name) in enumerate(zip(panels, names, strict=False)):
+        chosen = rows[rows["conversation"] == name]
+        place = {"row": i // columns + 1, "col": i % columns + 1}
+        axes.axhspan(low, high, color="#dddddd", lw=0, label="default" if i == 0 else None)
+        interactive.add_hrect(y0=low, y1=high, fillcolor="#dddddd", line_width=0, **place)
+        for condition, line in chosen.groupby("condition", sort=False):
+            colour = CONDITION_COLOURS[condition]
+            axes.plot(line["turn"], line[column], color=colour, marker="o", ms=3, label=condition)
+            first = first_crossing(line[column].tolist(), low)
+            if first is not None:
+                at = line.iloc[first]
+                ring = {"s": 70, "facecolor": "none", "edgecolor": colour}
+                axes.scatter(at["turn"], at[column], **ring, zorder=3)
+            interactive.add_scatter(
+                x=line["turn"],
+                y=line[column],
+                name=condition,
+                legendgroup=condition,
+                showlegend=bool(i == 0),
+                line_color=colour,
+                mode="lines+markers",
+                **place,
+            )
+        domain = chosen["domain"].iloc[0]
+        axes.set_title(f"{name} ({domain})" if domain else name, fontsize=9)
+        axes.set_xlabel("assistant turn")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+    for axes in panels[len(names) :]:
+        axes.remove()
+    figure.supylabel(f"projection after layer {metadata['target_layer']}", fontsize=9)
+    handles = {
+        label: handle
+        for axes in panels[: len(names)]
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False
+    )
+    _save_svg(figure, svg_path)
+    interactive.update_layout(height=120 + 280 * n_rows)
+    interactive.update_xaxes(title="assistant turn")
     _save_html(interactive, html_path)
 
 

@@ -25,7 +25,7 @@ from axiskit.progress import Progress
 from axiskit.questions import load_questions
 from axiskit.recipes import RECIPE
 from axiskit.roles import load_role
-from axiskit.rollouts import Rollout, digest, plan_rollouts
+from axiskit.rollouts import digest, plan_rollouts
 from axiskit.sampling import SeededSampler
 from axiskit.templates import chat_messages, check_template, render_prompt
 
@@ -168,7 +168,14 @@ def generate_responses(
             def answer(batch: list[int]) -> list[dict[str, Any]]:
                 batch_rollouts = [missing[i] for i in batch]
                 batch_tokens = [tokens[rollout.rollout_id] for rollout in batch_rollouts]
-                return sample_responses(model, tokenizer, batch_rollouts, batch_tokens, **sampling)
+                return sample_responses(
+                    model,
+                    tokenizer,
+                    batch_tokens,
+                    seeds=[rollout.seed for rollout in batch_rollouts],
+                    names=[rollout.rollout_id for rollout in batch_rollouts],
+                    **sampling,
+                )
 
             for batch, answers in run_halving(batches, answer):
                 for i, row in zip(batch, answers, strict=True):
@@ -201,17 +208,30 @@ def generate_responses(
 def sample_responses(
     model: Any,
     tokenizer: Any,
-    rollouts: Sequence[Rollout],
     prompt_tokens: Sequence[Sequence[int]],
     *,
+    seeds: Sequence[int],
+    names: Sequence[str],
     temperature: float,
     top_p: float,
     max_new_tokens: int,
+    streamer: Any = None,
 ) -> list[dict[str, Any]]:
-    """Sample one response for each rollout, as one left-padded batch.
+    """Sample one response after each prompt, as one left-padded batch.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        prompt_tokens: Token ids of each prompt.
+        seeds: One seed a prompt: all its randomness.
+        names: One name a prompt, for errors.
+        temperature: 0 takes the most likely token.
+        top_p: Share of probability that is sampled from.
+        max_new_tokens: Longest response.
+        streamer: As transformers takes it, for a single prompt.
 
     Returns:
-        For each rollout its ``response``, ``n_tokens`` (the stop token not counted),
+        For each prompt its ``response``, ``n_tokens`` (the stop token not counted),
         ``log_likelihood`` (nats, at temperature 1, summed over these tokens) and
         ``finish_reason``: ``stop`` at a stop token, ``length`` at ``max_new_tokens``.
     """
@@ -219,8 +239,8 @@ def sample_responses(
     width = max(map(len, prompt_tokens))
     mask = pad([[1] * len(row) for row in prompt_tokens], 0, side="left")
     sampler = SeededSampler(
-        [rollout.seed for rollout in rollouts],
-        [rollout.rollout_id for rollout in rollouts],
+        seeds,
+        names,
         prompt_width=width,
         temperature=temperature,
         top_p=top_p,
@@ -231,6 +251,7 @@ def sample_responses(
         logits_processor=[sampler],
         do_sample=False,
         max_new_tokens=max_new_tokens,
+        streamer=streamer,
     )
     log_likelihoods = torch.stack(sampler.log_likelihoods, dim=-1).double().cpu()
     answers = []

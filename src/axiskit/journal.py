@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,6 +50,14 @@ class Journal:
                         except ValueError:  # torn by a kill or a power cut: done again
                             _log.warning("%s: a torn line is skipped", path)
         return rows
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Key and row of every line of all files. Torn lines are skipped."""
+        for path in sorted(self.folder.glob("*.jsonl")):
+            with open(path, encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    with contextlib.suppress(ValueError):
+                        yield line[_KEY_START:_KEY_END], json.loads(line)
 
     def append(self, key: str, row: Mapping[str, Any]) -> None:
         """Write one finished row to the disk.

@@ -1,24 +1,25 @@
 """Scores of responses, 0 to 3: does the response play its role?
 
-Backends are functions from responses to verdicts; ``likelihood`` (here: axiskit.likelihood) is the
-one that needs nothing but the model itself. A response that cannot be judged is unscored with a
-reason; no score is ever guessed.
+The backend ``likelihood`` needs nothing but the model itself (axiskit.likelihood); ``anthropic``
+and ``anthropic-batch`` ask a judge that reads the text (axiskit.asking, axiskit.judge_prompts). A
+response that cannot be judged is unscored with a reason; no score is ever guessed.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from axiskit.artifacts import read_table, stage_metadata, write_table
+from axiskit.asking import HostedJudge, Question, ask, hosted_judge
 from axiskit.errors import JudgeError
-from axiskit.likelihood import likelihood_ratios
-from axiskit.roles import load_role
+from axiskit.judge_prompts import parse_role_score, role_prompt
+from axiskit.roles import Role, load_role
 
 SCORES = pa.schema(
     [
@@ -33,6 +34,8 @@ SCORES = pa.schema(
     ]
 )
 """Columns of scores/{shard}.parquet; score or reason is null. Default rollouts have no row."""
+
+NO_TOKENS = "no response tokens"
 
 REFUSALS = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -98,11 +101,11 @@ def judge_responses(
         JudgeError: More than ``max_unscored`` of a role is unscored.
         NonFiniteError: A likelihood is not a number; the rollout is named.
     """
-    table, inputs = read_table(responses_path)
-    responses = [row for row in table.to_pylist() if row["kind"] == "role"]
+    responses, inputs = _role_responses(responses_path)
     neutral_prompt = load_role(default_role_path).prompts(1, display_name)[0]
-    ratios = likelihood_ratios(
+    rows = likelihood_rows(
         responses,
+        thresholds,
         neutral_prompt=neutral_prompt,
         journal_folder=journal_folder,
         shard=shard,
@@ -112,18 +115,6 @@ def judge_responses(
         chat_template_kwargs=chat_template_kwargs,
         tokens_per_batch=tokens_per_batch,
     )
-    rows = []
-    for response in responses:
-        row = {"rollout_id": response["rollout_id"], "role": response["role"], "judge": backend}
-        ratio = ratios.get(response["rollout_id"])
-        if ratio is None:
-            row["reason"] = "no response tokens"
-        else:
-            row["score"] = likelihood_score(response["response"], ratio["ratio"], thresholds)
-            row["raw"] = f"{ratio['ratio']:+.6f}"
-            row["tokens_in"] = ratio["tokens_in"]
-            row["tokens_out"] = 0
-        rows.append(row)
     _check_unscored(rows, max_unscored)
     metadata = stage_metadata(
         "judge_responses",
@@ -133,6 +124,140 @@ def judge_responses(
         neutral_prompt=neutral_prompt,
     )
     write_table(scores_path, pa.Table.from_pylist(rows, schema=SCORES), metadata)
+
+
+def ask_judge(
+    *,
+    responses_path: str | Path,
+    role_paths: Iterable[str | Path],
+    scores_path: str | Path,
+    journal_folder: str | Path,
+    shard: str,
+    model: str,
+    base_url: str | None,
+    extra_body: Mapping[str, Any],
+    max_tokens: int,
+    max_unscored: float,
+    limits: Mapping[str, Any],
+) -> None:
+    """Have a shard's role responses read by a hosted judge and write scores/{shard}.parquet.
+
+    Neither the model under study nor torch is loaded.
+
+    Args:
+        role_paths: Files of the shard's roles: description, or the role's own judge prompt.
+        limits: The other keys of ``judge``: what changes no score (rates, prices, budget ...).
+
+    Raises:
+        JudgeError: More than ``max_unscored`` of a role is unscored.
+        AccountError, BudgetError, ServerError, InterruptError: See :func:`axiskit.asking.ask`.
+    """
+    settings = {
+        "model": model,
+        "base_url": base_url,
+        "extra_body": dict(extra_body),
+        "max_tokens": max_tokens,
+    }
+    responses, inputs = _role_responses(responses_path)
+    rows = asked_rows(
+        responses,
+        {role.name: role for role in map(load_role, role_paths)},
+        hosted_judge({**limits, **settings}),
+        journal_folder=journal_folder,
+        owner=shard,
+    )
+    _check_unscored(rows, max_unscored)
+    metadata = stage_metadata("ask_judge", [inputs], **settings)
+    write_table(scores_path, pa.Table.from_pylist(rows, schema=SCORES), metadata)
+
+
+def likelihood_rows(
+    responses: Sequence[dict[str, Any]], thresholds: Sequence[float], **settings: Any
+) -> list[dict[str, Any]]:
+    """Rows of a score table by likelihood ratio.
+
+    Args:
+        responses: Rows of responses/{shard}.parquet.
+        thresholds: See :func:`likelihood_score`.
+        settings: Passed to :func:`axiskit.likelihood.likelihood_ratios`.
+    """
+    from axiskit.likelihood import likelihood_ratios
+
+    ratios = likelihood_ratios(responses, **settings)
+    rows = []
+    for response in responses:
+        row = {
+            "rollout_id": response["rollout_id"],
+            "role": response["role"],
+            "judge": "likelihood",
+        }
+        ratio = ratios.get(response["rollout_id"])
+        if ratio is None:
+            row["reason"] = NO_TOKENS
+        else:
+            row["score"] = likelihood_score(response["response"], ratio["ratio"], thresholds)
+            row["raw"] = f"{ratio['ratio']:+.6f}"
+            row["tokens_in"] = ratio["tokens_in"]
+            row["tokens_out"] = 0
+        rows.append(row)
+    return rows
+
+
+def asked_rows(
+    responses: Sequence[dict[str, Any]],
+    roles: Mapping[str, Role],
+    judge: HostedJudge,
+    *,
+    journal_folder: str | Path,
+    owner: str,
+    repeat: int = 0,
+) -> list[dict[str, Any]]:
+    """Rows of a score table by a hosted judge.
+
+    Args:
+        responses: Rows of responses/{shard}.parquet.
+        roles: At least those of the responses.
+        repeat: Ask anew, for the so many-th time, what was answered before.
+    """
+    questions = {
+        row["rollout_id"]: Question(
+            role_prompt(
+                name=row["role"],
+                description=roles[row["role"]].description,
+                question=row["question"],
+                response=row["response"],
+                eval_prompt=roles[row["role"]].eval_prompt,
+            ),
+            parse_role_score,
+            repeat,
+        )
+        for row in responses
+        if row["response"].strip()  # nothing to read, nothing to pay
+    }
+    answers = ask(
+        questions, judge, journal_folder=journal_folder, owner=owner, what=f"ask_judge {owner}"
+    )
+    rows = []
+    for row in responses:
+        answer = answers.get(row["rollout_id"])
+        rows.append(
+            {
+                "rollout_id": row["rollout_id"],
+                "role": row["role"],
+                "score": answer.value if answer else None,
+                "reason": answer.reason if answer else NO_TOKENS,
+                "raw": answer.raw if answer else None,
+                "judge": judge.model,
+                "tokens_in": answer.tokens_in if answer else None,
+                "tokens_out": answer.tokens_out if answer else None,
+            }
+        )
+    return rows
+
+
+def _role_responses(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    table, metadata = read_table(path)
+    return [row for row in table.to_pylist() if row["kind"] == "role"], metadata
 
 
 def _check_unscored(rows: Sequence[dict[str, Any]], max_unscored: float) -> None:

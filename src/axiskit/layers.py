@@ -15,15 +15,20 @@ _BLOCK_PATHS = (
     "transformer.h",  # GPT-2
     "gpt_neox.layers",  # GPT-NeoX, Pythia
 )
+_BLOCK_PATH_KEY = "decoder_blocks_path"
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks, in order. Layer i is the residual stream after block i.
 
+    An architecture that is not known here names them itself: ``decoder_blocks_path`` in its config.
+
     Raises:
-        ModelError: The architecture is not known here.
+        ModelError: The architecture is not known, or there are no blocks where its config says.
     """
-    for path in _BLOCK_PATHS:
+    named = getattr(getattr(model, "config", None), _BLOCK_PATH_KEY, None)
+    paths = (named,) if named else _BLOCK_PATHS
+    for path in paths:
         try:
             blocks = attrgetter(path)(model)
         except AttributeError:
@@ -31,8 +36,9 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
         if isinstance(blocks, nn.ModuleList):
             return blocks
     raise ModelError(
-        f"{type(model).__name__}: no decoder blocks found under {', '.join(_BLOCK_PATHS)}; "
-        "add its path to axiskit/layers.py"
+        f"{type(model).__name__}: no list of decoder blocks found under {', '.join(paths)}; name "
+        f"it with '{_BLOCK_PATH_KEY}' in the model's config.json, or before use with "
+        f"model.config.{_BLOCK_PATH_KEY} = 'path.to.blocks'"
     )
 
 

@@ -19,12 +19,31 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from axiskit.attention import use_grouped_attention
 from axiskit.config import MODEL_FILES, PACKAGED_MODEL
-from axiskit.errors import ModelError
+from axiskit.errors import ModelError, TranscriptError
 from axiskit.layers import decoder_blocks
 from axiskit.rollouts import digest
 from axiskit.templates import check_template, end_of_turn, template_hash
 
 _log = logging.getLogger(__name__)
+
+MODEL_CONFIGS: dict[str, dict[str, Any]] = {
+    "google/gemma-2-27b-it": {"target_layer": 22, "total_layers": 46, "short_name": "Gemma"},
+    "Qwen/Qwen3-32B": {
+        "target_layer": 32,
+        "total_layers": 64,
+        "short_name": "Qwen",
+        "capping_config": "qwen-3-32b/capping_config.pt",
+        "capping_experiment": "layers_46:54-p0.25",
+    },
+    "meta-llama/Llama-3.3-70B-Instruct": {
+        "target_layer": 40,
+        "total_layers": 80,
+        "short_name": "Llama",
+        "capping_config": "llama-3.3-70b/capping_config.pt",
+        "capping_experiment": "layers_56:72-p0.25",
+    },
+}
+"""The models of the paper: target layer, and the capping config in the published data set."""
 
 _SAMPLES_PER_FILE = 64
 _SAMPLE_BYTES = 1 << 16
@@ -86,8 +105,8 @@ def load_model(
     path: str,
     *,
     revision: str | None = None,
-    dtype: str = "bfloat16",
-    device_map: str | None = None,
+    dtype: str | torch.dtype = "bfloat16",
+    device_map: str | Mapping[str, Any] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """Load a chat model for inference.
@@ -95,7 +114,7 @@ def load_model(
     Args:
         path: Hugging Face id or folder.
         revision: Branch, tag or commit of a Hugging Face id.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, or torch's own.
         device_map: As transformers takes it; None spreads over the visible GPUs, else uses the CPU.
         chat_template_kwargs: What the chat template is checked with.
 
@@ -119,7 +138,7 @@ def load_model(
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
-            dtype=getattr(torch, dtype),
+            dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
             device_map=device_map,
             # SDPA leaves out the soft-capping of attention logits (Gemma 2)
             attn_implementation="eager" if softcapping else None,
@@ -178,6 +197,58 @@ def model_metadata(
         "hidden_size": config.hidden_size,
         "n_layers": config.num_hidden_layers,
         **settings,
+    }
+
+
+def max_tokens(path: str, *, revision: str | None = None) -> int | None:
+    """Tokens of the longest text that a model reads; None where its config does not say."""
+    config = transformers.AutoConfig.from_pretrained(path, revision=revision).get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
+def check_length(model: Any, n_tokens: int, where: str) -> None:
+    """Refuse a text that is longer than what a loaded model reads.
+
+    Raises:
+        TranscriptError: It is; both numbers are said.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and n_tokens > limit:
+        raise TranscriptError(
+            f"{where}: {n_tokens} tokens, the model reads {limit}; make the conversation shorter, "
+            "or the longest answer"
+        )
+
+
+def get_config(model_name: str) -> dict[str, Any]:
+    """Say what is known of a model, by table or from its own config.
+
+    Args:
+        model_name: Hugging Face id or folder.
+
+    Returns:
+        ``target_layer`` (of models that :data:`MODEL_CONFIGS` does not list the middle),
+        ``total_layers``, ``short_name`` and, where there is a published one, ``capping_config``
+        (its file in the published data set) and ``capping_experiment`` (recommended there).
+
+    Raises:
+        ModelError: It is neither listed nor can its config be read.
+    """
+    if model_name in MODEL_CONFIGS:
+        return dict(MODEL_CONFIGS[model_name])
+    try:
+        config = transformers.AutoConfig.from_pretrained(model_name)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{model_name}: neither a listed model, a folder, nor one that Hugging Face can load: "
+            f"{error}"
+        ) from error
+    total_layers = int(config.get_text_config().num_hidden_layers)
+    return {
+        "target_layer": total_layers // 2,
+        "total_layers": total_layers,
+        "short_name": str(config.model_type),
     }
 
 

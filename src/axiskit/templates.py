@@ -32,6 +32,14 @@ def chat_messages(tokenizer: Any, system_prompt: str, question: str, **kwargs: A
     return [{"role": "user", "content": f"{system_prompt}\n\n{question}"}]
 
 
+def fold_system(tokenizer: Any, messages: Messages, **kwargs: Any) -> Messages:
+    """A conversation as the template takes it: a system message it has no room for is moved."""
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    system, question = messages[0]["content"], messages[1]["content"]
+    return [*chat_messages(tokenizer, system, question, **kwargs), *messages[2:]]
+
+
 def has_system_role(tokenizer: Any, **kwargs: Any) -> bool:
     """Whether the chat template shows a system message to the model."""
     probe = [

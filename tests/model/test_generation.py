@@ -32,7 +32,14 @@ def sample(model, tokenizer, planned, batch_size):
     for i in range(0, len(planned), batch_size):
         batch = planned[i : i + batch_size]
         tokens = [tokenizer(r.question, add_special_tokens=False).input_ids for r in batch]
-        rows = sample_responses(model, tokenizer, batch, tokens, **SAMPLING)
+        rows = sample_responses(
+            model,
+            tokenizer,
+            tokens,
+            seeds=[rollout.seed for rollout in batch],
+            names=[rollout.rollout_id for rollout in batch],
+            **SAMPLING,
+        )
         answers |= {r.rollout_id: row for r, row in zip(batch, rows, strict=True)}
     return answers
 

@@ -20,7 +20,7 @@ def test_default_config_is_valid_and_sets_every_key(values):
 
     def keys(node, prefix=""):
         for name, value in node.items():
-            if isinstance(value, dict) and value:
+            if isinstance(value, dict) and f"{prefix}{name}" not in config_keys():
                 yield from keys(value, f"{prefix}{name}.")
             else:
                 yield f"{prefix}{name}"
@@ -70,6 +70,40 @@ def test_settings_that_cannot_end_well_are_told_at_once(values):
         ConfigError, match=r"target_layer 40 is not among activations\.layers \[3\]"
     ):
         validate_config(values, [DEFAULT])
+
+
+HOSTED = {"backend": "anthropic", "model": "claude-haiku-5-5"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"backend": "anthropic"}, r"backend anthropic needs judge\.model"),
+        ({"model": "claude-haiku-5-5"}, "backend is likelihood, which asks nobody"),
+        (HOSTED | {"model": "claude-x"}, r"judge\.prices has no price for claude-x"),
+        (HOSTED | {"extra_body": {"model": "x"}}, r"extra_body sets \['model'\]"),
+        (HOSTED | {"base_url": "http://me:secret@host"}, "base_url"),
+        (
+            HOSTED | {"model": "m", "base_url": "http://here:1", "max_cost_usd": 1.0},
+            "has no price for m",
+        ),
+    ],
+)
+def test_a_judge_that_cannot_work_is_told_at_once(values, changes, said):
+    values["judge"] |= changes
+    with pytest.raises(ConfigError, match=said):
+        validate_config(values)
+
+
+def test_a_second_judge_is_the_first_with_keys_laid_over(values):
+    values["judge"] |= HOSTED
+    values["audit"]["second_judge"] = {"backend": "likelihood", "thresholds": [0.0, 1.0]}
+    config = validate_config(values)
+    assert (config.second_judge.model, config.second_judge.thresholds) == (None, [0.0, 1.0])
+    assert config.judge.decides["model"] == "claude-haiku-5-5"
+    values["audit"]["second_judge"] = {"modell": "x"}
+    with pytest.raises(ConfigError, match=r"audit\.second_judge\.modell: "):
+        validate_config(values)
 
 
 def test_misspelt_section_and_missing_key(values):

@@ -3,7 +3,7 @@
 import pytest
 from conftest import CHATML, tiny_tokenizer
 
-from axiskit.activations import encode_response
+from axiskit.activations import encode_conversation, encode_response
 from axiskit.errors import TemplateError
 from axiskit.templates import (
     answer_span,
@@ -18,7 +18,7 @@ from axiskit.templates import (
 TEMPLATES = {
     "chatml": CHATML,
     "trimmed": CHATML.replace("message.content", "message.content | trim"),
-    "no_system": (
+    "no_system": (  # Gemma 2
         "<bos>{% for m in messages %}{% if m.role == 'system' %}"
         "{{ raise_exception('System role not supported') }}{% endif %}"
         "<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end>\n"
@@ -28,12 +28,35 @@ TEMPLATES = {
         "{% for m in messages if m.role != 'system' %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}[assistant] {% endif %}"
     ),
-    "inst": (
+    "headers": (  # Llama 3
+        "{{ '<|begin|>' }}{% for m in messages %}{{ '<|head|>' + m.role + '<|end_head|>\n\n'"
+        " + m.content | trim + '<|eot|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|head|>assistant<|end_head|>\n\n' }}{% endif %}"
+    ),
+    "role_tokens": (  # Phi 3
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}<|endoftext|>{% endif %}"
+    ),
+    "end_after_last_only": (  # OLMo 2
+        "{{ '<|endoftext|>' }}{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{{ '<|assistant|>\n' + m.content }}{% if loop.last %}<|endoftext|>{% else %}\n{% endif %}"
+        "{% else %}{{ '<|' + m.role + '|>\n' + m.content + '\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    ),
+    "system_in_user": (  # Gemma 3
+        "{% if messages[0].role == 'system' %}{% set head = messages[0].content + '\n\n' %}"
+        "{% set rest = messages[1:] %}{% else %}{% set head = '' %}{% set rest = messages %}"
+        "{% endif %}<bos>{% for m in rest %}"
+        "{{ '<turn>' + ('model' if m.role == 'assistant' else m.role) + '\n'"
+        " + (head if loop.first else '') + m.content | trim + '<end>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"
+    ),
+    "inst": (  # Mistral
         "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
         "{% elif m.role == 'system' %}<<{{ m.content }}>>{% else %} {{ m.content }}</s>{% endif %}"
         "{% endfor %}"
     ),
-    "thinking": (
+    "thinking": (  # Qwen 3
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{% if m.role == 'assistant' %}{% if loop.last %}<think>\n\n</think>\n\n{% endif %}"
         "{{ m.content.split('</think>')[-1].strip() }}{% else %}{{ m.content }}{% endif %}"
@@ -81,6 +104,32 @@ def test_spans_of_several_turns(name):
     assert "same" in between  # the user's
 
 
+@pytest.mark.parametrize("response", RESPONSES)
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_tokens_of_several_turns_are_their_texts(name, response):
+    """System prompt, thinking, texts that stand in the question and in the other turn, too."""
+    tokenizer = tiny_tokenizer(TEMPLATES[name])
+    question = "What? assistant What?"
+    talk = [
+        {"role": "system", "content": "Be im_end."},
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": f"<think>\nhm {response}\n</think>\n\n{response}"},
+        {"role": "user", "content": response or "?"},
+        {"role": "assistant", "content": response},
+    ]
+    tokens, turns = encode_conversation(tokenizer, talk)
+    texts = [
+        tokenizer.decode([token for token, used in zip(tokens, turn, strict=True) if used])
+        for turn in turns
+    ]
+    assert texts == [response.strip()] * 2
+    if response:
+        text = tokenizer.decode(tokens)
+        assert text.count("Be im_end.") == 1
+        assert "hm" not in text
+    assert not any(first and second for first, second in zip(*turns, strict=True))
+
+
 def test_thinking_block_is_no_response():
     for name in ("thinking", "chatml"):
         tokenizer = tiny_tokenizer(TEMPLATES[name])
@@ -112,7 +161,7 @@ def test_no_template_and_one_that_fails():
 
 def test_system_prompt_goes_where_the_template_has_room():
     assert [has_system_role(tiny_tokenizer(TEMPLATES[name])) for name in TEMPLATES] == [
-        *(True, True, False, False, True, True),
+        *(True, True, False, False, True, True, True, True, True, True),
     ]
     plain = chat_messages(tiny_tokenizer(CHATML), "", "Why?")
     assert plain == [{"role": "user", "content": "Why?"}]

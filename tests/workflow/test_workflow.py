@@ -17,6 +17,7 @@ from conftest import ROOT, save_tiny_model
 
 from axiskit.artifacts import load_activations, read_table
 from axiskit.axis import load_axis
+from axiskit.capping import capping_floors, load_capping_config
 from axiskit.vectors import load_role_vectors
 
 pytestmark = pytest.mark.workflow
@@ -44,6 +45,11 @@ def make_project(folder, **changes):
         shutil.copy(ROOT / "resources" / "roles" / f"{name}.yaml", folder / "roles")
     questions = (ROOT / "resources" / "questions.jsonl").read_text().splitlines()[:4]
     (folder / "questions.jsonl").write_text("\n".join(questions) + "\n")
+    (folder / "conversations").mkdir()
+    script = {"name": "talk", "domain": "coding", "description": "Two words.", "turns": ["a", "b"]}
+    (folder / "conversations" / "talk.yaml").write_text(yaml.safe_dump(script))
+    recorded = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (folder / "recorded.json").write_text(json.dumps({"conversation": recorded}))
     config = {
         "model": {"name": "tiny", "path": "model"},
         "roles": {"dir": "roles", "include": "all"},
@@ -52,6 +58,13 @@ def make_project(folder, **changes):
         "generation": {"max_new_tokens": 8},
         "judge": {"thresholds": [-1000.0, -999.0], "max_unscored": 1.0},
         "vectors": {"min_responses": 1, "min_roles": 3},
+        "capping": {"widths": [2], "step": 1, "experiment": "auto"},
+        "conversations": {
+            "dir": "conversations",
+            "include": "all",
+            "extra_transcripts": ["recorded.json"],
+            "max_new_tokens": 8,
+        },
         "shards": 2,
     }
     for section, values in changes.items():
@@ -95,7 +108,12 @@ PLOTS = {
     "plot_persona_space",
 }
 AFTER_SPACE = PLOTS | {"summarise_axis"}
-AFTER_VECTORS = AFTER_SPACE | {"compute_axis", "project_responses", "analyse_persona_space"}
+AFTER_FLOORS = {"hold_conversation", "project_conversations", "plot_trajectories"}
+AFTER_VECTORS = (
+    AFTER_SPACE
+    | AFTER_FLOORS
+    | {"compute_axis", "project_responses", "analyse_persona_space", "calibrate_capping"}
+)
 AFTER_SCORES = AFTER_VECTORS | {"compute_role_vectors"}
 AFTER_RESPONSES = AFTER_SCORES | {"judge_responses", "extract_activations"}
 
@@ -126,61 +144,82 @@ def touch_unrelated(folder):
 
 
 @pytest.mark.parametrize(
-    ("edit", "expected", "shards"),
+    ("edit", "expected", "jobs"),
     [
-        pytest.param(lambda folder: None, set(), None, id="nothing"),
-        pytest.param(touch_unrelated, set(), None, id="checkout of unrelated files"),
-        pytest.param(edit_config("generation", "batch_size", 3), set(), None, id="batch size"),
+        pytest.param(lambda folder: None, set(), {}, id="nothing"),
+        pytest.param(touch_unrelated, set(), {}, id="checkout of unrelated files"),
+        pytest.param(edit_config("generation", "batch_size", 3), set(), {}, id="batch size"),
         pytest.param(
-            edit_config("activations", "tokens_per_batch", 99), set(), None, id="tokens per batch"
+            edit_config("activations", "tokens_per_batch", 99), set(), {}, id="tokens per batch"
         ),
         pytest.param(
             edit_config("judge", "thresholds", [0.0, 0.5]),
             AFTER_SCORES | {"judge_responses"},
-            2,
+            {"judge_responses": 2, "hold_conversation": 2},
             id="judge threshold",
         ),
-        pytest.param(edit_role, AFTER_RESPONSES | {"generate_responses"}, 1, id="one role file"),
+        pytest.param(
+            edit_role,
+            AFTER_RESPONSES | {"generate_responses"},
+            {"generate_responses": 1, "judge_responses": 1, "extract_activations": 1},
+            id="one role file",
+        ),
         pytest.param(
             edit_config("generation", "temperature", 0.5),
             AFTER_RESPONSES | {"generate_responses"},
-            2,
+            {"generate_responses": 2, "hold_conversation": 3},
             id="temperature",
         ),
         pytest.param(
             edit_config("questions", "count", 4),
             AFTER_RESPONSES | {"generate_responses"},
-            2,
+            {"generate_responses": 2, "hold_conversation": 2},
             id="more questions",
         ),
         pytest.param(
             edit_config("activations", "layers", [1, 2, 3]),
             AFTER_SCORES | {"extract_activations"},
-            2,
+            {"extract_activations": 2, "hold_conversation": 2},
             id="layers",
         ),
-        pytest.param(edit_config("vectors", "min_responses", 2), AFTER_SCORES, None, id="vectors"),
+        pytest.param(edit_config("vectors", "min_responses", 2), AFTER_SCORES, {}, id="vectors"),
         pytest.param(
             edit_config("model", "target_layer", 1),
-            AFTER_SPACE | {"analyse_persona_space"},
-            None,
+            AFTER_SPACE | AFTER_FLOORS | {"analyse_persona_space"},
+            {"hold_conversation": 1},
             id="target layer",
+        ),
+        pytest.param(
+            edit_config("capping", "floor_quantiles", [0.6]),
+            AFTER_FLOORS | {"calibrate_capping"},
+            {"hold_conversation": 1},
+            id="floor quantile",
+        ),
+        pytest.param(
+            edit_config("conversations", "away_coefficient", -2.0),
+            AFTER_FLOORS,
+            {"hold_conversation": 1},
+            id="away coefficient",
+        ),
+        pytest.param(
+            edit_config("conversations", "max_turns", 1),
+            AFTER_FLOORS,
+            {"hold_conversation": 3},
+            id="turns",
         ),
         pytest.param(
             edit_config("figures", "max_labels", 3),
             {"plot_roles_on_axis", "plot_persona_space"},
-            None,
+            {},
             id="figures",
         ),
     ],
 )
-def test_what_runs_again_after_a_change(project, edit, expected, shards):
+def test_what_runs_again_after_a_change(project, edit, expected, jobs):
     edit(project)
-    jobs = planned(project)
-    assert set(jobs) == expected
-    for rule in ("generate_responses", "judge_responses", "extract_activations"):
-        if rule in jobs and shards is not None:
-            assert jobs[rule] == shards
+    found = planned(project)
+    assert set(found) == expected
+    assert jobs.items() <= found.items()
 
 
 def test_every_file_is_there_and_fits(finished):
@@ -202,11 +241,23 @@ def test_every_file_is_there_and_fits(finished):
     default = projections.loc[projections["kind"] == "default", "layer_2"].mean()
     unit = axis[2] / axis[2].norm()
     assert default == pytest.approx(float(vectors["default"][2] @ unit), abs=1e-2)
-    for name in ("roles_on_axis", "persona_space"):
+    trajectories = read_table(results / "trajectories.parquet")[0].to_pandas()
+    turns = trajectories.groupby(["conversation", "condition"])["turn"].count()
+    assert turns.to_dict() == {
+        ("talk", "unsteered"): 2,
+        ("talk", "capped"): 2,
+        ("talk", "away"): 2,
+        ("recorded", "transcript"): 1,
+    }
+    config = load_capping_config(results / "capping_config.pt", axis)
+    below = (projections["layer_1"] < capping_floors(config, "layers_1:3-p0.25")[1]).mean()
+    assert below == pytest.approx(0.75, abs=0.03)
+    for name in ("roles_on_axis", "persona_space", "trajectories"):
         assert "<svg" in (results / "figures" / f"{name}.svg").read_text()
         assert "plotly" in (results / "figures" / f"{name}.html").read_text()
     assert {path.name for path in finished.iterdir()} <= {
-        *("model", "roles", "questions.jsonl", "config.yaml", "results", ".snakemake")
+        *("model", "roles", "questions.jsonl", "config.yaml", "results", ".snakemake"),
+        *("conversations", "recorded.json"),
     }
 
 
@@ -228,6 +279,18 @@ def test_report_holds_the_figures_and_their_captions(finished, tmp_path):
             "'generation.temperature'?",
         ),
         (edit_config("roles", "include", ["pirat"]), "no file for role 'pirat' (roles.include)"),
+        (
+            edit_config("capping", "experiment", "layers_0:3-p0.25"),
+            "capping: experiment 'layers_0:3-p0.25': not among those that widths [2]",
+        ),
+        (
+            lambda folder: (folder / "recorded.json").write_text("[]"),
+            "recorded.json: conversation: ",
+        ),
+        (
+            edit_config("conversations", "include", ["tal"]),
+            "no file for conversation 'tal' (conversations.include); did you mean 'talk'?",
+        ),
         (edit_config("questions", "count", 9), "4 questions, 9 needed (questions.count)"),
         (
             lambda folder: (folder / "roles" / "tree.yaml").write_text(
