@@ -17,7 +17,7 @@ axis: .venv/.ready  ## compute the Assistant Axis (the default config, or ARGS="
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(ARGS)
 
 test: .venv/.ready  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: .venv/.ready  ## style, workflow lint and types
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: cores are shared
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
 import hypothesis
 import pytest

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -326,21 +325,54 @@ def journal_keys(folder, stage):
     return [json.loads(line)["key"] for line in lines if line.endswith("}")]
 
 
-def run_until(folder, condition):
-    """Start the workflow; kill -9 the running job and all else once the condition holds."""
+FUSE = """
+import builtins, os, signal
+
+open_file = builtins.open
+ending, rows = os.environ["FUSE"].split()
+
+
+class Fused:
+    def __init__(self, file):
+        self.file, self.flushed = file, 0
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def flush(self):
+        self.file.flush()
+        self.flushed += 1
+        if self.flushed == int(rows):
+            os.killpg(0, signal.SIGKILL)
+
+
+def open(path, mode="r", *args, **kwargs):
+    file = open_file(path, mode, *args, **kwargs)
+    return Fused(file) if mode == "a" and ending in str(path) else file
+
+
+builtins.open = open
+"""
+"""What Python runs first in every process of a workflow: kill -9 of all after so many rows.
+
+From outside, a row of a tiny model is too short to be sure to hit.
+"""
+
+
+def kill_after(rows, stage, folder, target):
+    """Run for a target; kill -9 the job that has written so many rows, and all else with it."""
+    (folder / "fuse").mkdir(exist_ok=True)
+    (folder / "fuse" / "sitecustomize.py").write_text(FUSE)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--directory", str(folder), "--configfile", str(folder / "config.yaml")]
-    process = subprocess.Popen(
-        [*command, "--cores", "1", "--rerun-incomplete"],
+    run = subprocess.run(
+        [*command, "--cores", "1", "--rerun-incomplete", f"{RESULTS}/{target}"],
+        env=os.environ | {"PYTHONPATH": str(folder / "fuse"), "FUSE": f"journal/{stage}/ {rows}"},
         start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
     )
-    while not condition():
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert run.returncode == -signal.SIGKILL, run.stdout + run.stderr
     snakemake(folder, "--unlock")
 
 
@@ -348,13 +380,14 @@ def test_kill_9_in_generation_judging_and_extraction_then_the_same_command(finis
     """The interrupted run ends with the results of a smooth one, and no row was made twice."""
     one_by_one = {"generation": {"batch_size": 1}, "activations": {"tokens_per_batch": 1}}
     torn = make_project(tmp_path / "torn", **one_by_one)
-    run_until(torn, lambda: len(journal_keys(torn, "generate_responses")) >= 3)
-    run_until(torn, lambda: len(journal_keys(torn, "judge_responses")) >= 3)
+    kill_after(3, "generate_responses", torn, "responses/000.parquet")
+    assert len(journal_keys(torn, "generate_responses")) == 3
+    kill_after(3, "judge_responses", torn, "scores/000.parquet")
+    assert len(journal_keys(torn, "judge_responses")) == 3
+    kill_after(3, "extract_activations", torn, "activations/000.pt")
     checkpoints = torn / RESULTS / "journal" / "extract_activations"
-    run_until(torn, lambda: any(len(p.read_text()) >= 6 for p in checkpoints.glob("*/*.done")))
-    assert list(checkpoints.glob("*/*.done"))
-    assert not (torn / RESULTS / "axis.pt").exists()
-    snakemake(torn, "--rerun-incomplete")
+    assert [len(path.read_text().split()) for path in checkpoints.glob("*/*.done")] == [3]
+    snakemake(torn, "--rerun-incomplete", f"{RESULTS}/axis.pt")
     for stage, rows in (("generate_responses", 36), ("judge_responses", 30)):
         keys = journal_keys(torn, stage)
         assert len(keys) == len(set(keys)) == rows
@@ -379,7 +412,7 @@ def test_kill_9_in_generation_judging_and_extraction_then_the_same_command(finis
 def test_shard_layout_changes_no_response(finished, tmp_path):
     folder = make_project(tmp_path / "other")
     edit_config(None, "shards", 5)(folder)
-    snakemake(folder, "results/tiny/role_vectors.pt")
+    snakemake(folder, *(f"{RESULTS}/responses/00{shard}.parquet" for shard in range(5)))
     tables = []
     for project_folder in (finished, folder):
         paths = sorted((project_folder / RESULTS / "responses").glob("*.parquet"))
