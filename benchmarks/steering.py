@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/steering.py results/smollm2-135m-instruct
 
-Needs a finished run. The ways take turns, and the shortest time of each counts, so that what else
-the machine does meets all alike. Compare rows of one run only, machines differ.
+Needs a finished run. The ways take turns, many times, and the shortest time of each counts, so that
+what else the machine does meets all alike. One way is unsteered once more: how far its ratio is from
+1 says what the machine's noise does to the others. Compare rows of one run only, machines differ.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from axiskit import (
 from axiskit.capping import capping_floors
 from axiskit.layers import decoder_blocks
 
-N_TOKENS, ROUNDS = 32, 5
+N_TOKENS, ROUNDS = 16, 16
 
 
 @contextmanager
@@ -62,6 +63,7 @@ def main(folder: Path) -> None:
         "addition, 1 layer": lambda: ActivationSteering(model, axis[layer], layer_indices=layer),
         f"capping, {len(floors)} layers": lambda: build_capping_steerer(model, config, wide),
         f"capping, {len(floors)} layers, plain hooks": lambda: plain_capping(model, axis, floors),
+        "unsteered, again": nullcontext,
     }
     print(f"{'batch':>5}  {'way':32}  {'tokens/s':>8}  ratio")
     for batch in (1, 16):
