@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/steering.py results/smollm2-135m-instruct
 
-Needs a finished run. The ways take turns, many times, and the shortest time of each counts, so that
-what else the machine does meets all alike. One way is unsteered once more: how far its ratio is from
-1 says what the machine's noise does to the others. Compare rows of one run only, machines differ.
+Needs a finished run. The ways take turns, many times, and the shortest time of each counts, so
+that what else the machine does meets all alike. One way is unsteered once more: how far its ratio
+is from 1 says what the machine's noise does to the others. Compare rows of one run only.
 """
 
 from __future__ import annotations

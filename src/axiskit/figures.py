@@ -22,7 +22,10 @@ from plotly.subplots import make_subplots
 from axiskit.artifacts import read_table, write_text
 from axiskit.transcripts import first_crossing
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#222255", "#bbbbbb")
+COLOURS = (
+    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#222255", "#bbbbbb"),
+    *("#ee8866", "#997700", "#7755aa", "#44bb99"),
+)
 DEFAULT_COLOUR = "#000000"
 CONDITION_COLOURS = {
     "unsteered": "#4477aa",

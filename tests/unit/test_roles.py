@@ -2,7 +2,6 @@ import json
 
 import pytest
 import yaml
-from conftest import ROOT
 
 from axiskit.errors import QuestionError, RoleError
 from axiskit.questions import load_questions
@@ -30,16 +29,6 @@ def write(folder, *roles):
     for role in roles:
         (folder / f"{role['name']}.yaml").write_text(yaml.safe_dump(role))
     return folder
-
-
-def test_shipped_roles_and_questions_load():
-    roles = load_roles(ROOT / "resources" / "roles", prompts_per_role=5, default_prompts=5)
-    assert [r.name for r in roles.values() if r.kind == "default"] == ["default"]
-    assert roles["default"].instructions[0] == ""
-    assert sum("{model_name}" in text for text in roles["default"].instructions) == 1
-    assert len(roles) >= 25
-    assert all(role.description for role in roles.values())
-    assert len(load_questions(ROOT / "resources" / "questions.jsonl", 24)) == 24
 
 
 def test_default_is_a_kind_not_a_name(tmp_path):
