@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: cores are shared
@@ -104,6 +105,22 @@ def save_tiny_model(folder: Path, architecture: str = "llama", seed: int = 0) ->
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def tiny_facts(path: str) -> dict[str, Any]:
+    """What a result says about the tiny model that made it."""
+    # not above: the shapes in its annotations are checked only if pytest is set up before
+    from axiskit.models import load_tokenizer, model_fingerprint, model_metadata
+
+    return model_metadata(
+        load_tokenizer(path),
+        name="tiny",
+        path=path,
+        revision=None,
+        fingerprint=model_fingerprint(path),
+        dtype="float32",
+        chat_template_kwargs={},
+    )
 
 
 def save_broken_model(tiny_model: str, folder: Path) -> Path:

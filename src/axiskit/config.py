@@ -5,7 +5,6 @@ Light on purpose (no torch, no pandas): every Slurm job parses the Snakefile aga
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from axiskit.errors import ConfigError
+from axiskit.errors import ConfigError, did_you_mean
 
 PACKAGED_MODEL = re.compile(
     r"pypi:(?P<package>[\w.-]+)==(?P<version>[\w.]+)#(?P<member>\S+\.gguf)"
@@ -339,8 +338,7 @@ def _describe(problem: Any, values: Mapping[str, Any], files: Sequence[str | Pat
     key = ".".join(location)
     where = f"{_file_with(location, files)}: {key or 'config'}"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, list(_all_keys()), n=1, cutoff=0.6)
-        hint = f"did you mean '{near[0]}'?" if near else "remove it (docs/config.md lists all keys)"
+        hint = did_you_mean(key, _all_keys(), "remove it (docs/config.md lists all keys)")
         return f"{where}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{where}: missing; set it (config/config.yaml shows how)"

@@ -3,6 +3,9 @@
 A message reads ``<where>: <found>, <needed and which key says so>; <what to do>``.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class AxiskitError(Exception):
     """Base of all errors that a user can mend; a script prints its message without a traceback."""
@@ -82,3 +85,13 @@ class InterruptError(AxiskitError):
 
 class AuditError(AxiskitError):
     """There is nothing to audit, or labels do not fit the sample."""
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """What to do about an unknown name: the nearest known one, or else what the caller says.
+
+    >>> did_you_mean("pirat", ["pirate", "poet"], "add the file")
+    "did you mean 'pirate'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{near[0]}'?" if near else otherwise

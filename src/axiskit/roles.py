@@ -6,7 +6,6 @@ Two formats are read: ours (YAML, see docs/files.md) and the published one (JSON
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from axiskit.errors import RoleError
+from axiskit.errors import RoleError, did_you_mean
 
 _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -73,8 +72,7 @@ def find_role_files(folder: str | Path, include: Sequence[str] | str = "all") ->
         return files
     for name in include:
         if name not in files:
-            near = difflib.get_close_matches(name, list(files), n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "add the file or drop the name"
+            hint = did_you_mean(name, files, "add the file or drop the name")
             raise RoleError(f"{folder}: no file for role '{name}' (roles.include); {hint}")
     return {name: path for name, path in files.items() if name in include or _is_default(path)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from axiskit.errors import TranscriptError
+from axiskit.errors import TranscriptError, did_you_mean
 from axiskit.templates import Messages
 
 
@@ -70,8 +69,7 @@ def find_scripts(folder: str | Path, include: Sequence[str] | str = "all") -> di
         return files
     for name in include:
         if name not in files:
-            near = difflib.get_close_matches(name, list(files), n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "add the file or drop the name"
+            hint = did_you_mean(name, files, "add the file or drop the name")
             raise TranscriptError(
                 f"{folder}: no file for conversation '{name}' (conversations.include); {hint}"
             )

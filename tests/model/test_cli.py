@@ -7,7 +7,7 @@ import sys
 import pyarrow as pa
 import pytest
 import torch
-from conftest import HIDDEN, N_LAYERS, save_tiny_model
+from conftest import HIDDEN, N_LAYERS, save_tiny_model, tiny_facts
 from typer.testing import CliRunner
 
 from axiskit import ActivationSteering, generate_response, load_axis, load_model, terminal
@@ -15,7 +15,7 @@ from axiskit.artifacts import stage_metadata, write_table
 from axiskit.axis import save_axis
 from axiskit.capping import calibrate_capping
 from axiskit.cli import app
-from axiskit.models import load_tokenizer, model_fingerprint, model_metadata
+from axiskit.models import model_fingerprint
 from axiskit.runs import load_run, load_run_model
 from axiskit.trajectories import project_turns
 from axiskit.transcripts import load_transcript
@@ -26,15 +26,7 @@ SHORT = ["--max-new-tokens", "12"]
 
 def save_run(folder, model_path):
     """An axis, projections of the default (higher) and of roles, and a capping config."""
-    facts = model_metadata(
-        load_tokenizer(model_path),
-        name="tiny",
-        path=model_path,
-        revision=None,
-        fingerprint=model_fingerprint(model_path),
-        dtype="float32",
-        chat_template_kwargs={},
-    )
+    facts = tiny_facts(model_path)
     metadata = stage_metadata("compute_axis", [{"stages": {}, "model": facts}])
     metadata["layers"] = LAYERS
     random = torch.Generator().manual_seed(0)

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import HIDDEN, N_LAYERS, ROOT, save_broken_model
+from conftest import HIDDEN, N_LAYERS, ROOT, save_broken_model, tiny_facts
 
 from axiskit import extract_response_activations, generate_response, get_config, project
 from axiskit.activations import encode_conversation, token_projections
@@ -18,7 +18,7 @@ from axiskit.chat import conversation_prompt
 from axiskit.conversations import hold_conversation
 from axiskit.errors import ArtifactError, ModelError, NonFiniteError, TranscriptError
 from axiskit.layers import decoder_blocks
-from axiskit.models import load_model, load_tokenizer, model_fingerprint, model_metadata
+from axiskit.models import load_model
 from axiskit.trajectories import project_conversations, project_turns
 
 TALK = [
@@ -144,15 +144,7 @@ def scripts(tmp_path):
 @pytest.fixture
 def settings(tmp_path, tiny_model, scripts):
     """What all conditions are held with; an axis and floors that make capping fire."""
-    facts = model_metadata(
-        load_tokenizer(tiny_model),
-        name="tiny",
-        path=tiny_model,
-        revision=None,
-        fingerprint=model_fingerprint(tiny_model),
-        dtype="float32",
-        chat_template_kwargs={},
-    )
+    facts = tiny_facts(tiny_model)
     metadata = {"model": facts, "stages": {}, "layers": list(range(N_LAYERS))}
     axis = random(0, N_LAYERS, HIDDEN)
     save_axis(tmp_path / "axis.pt", axis, metadata)
