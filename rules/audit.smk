@@ -15,8 +15,8 @@ rule draw_sample:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=4000,
-        runtime=15,
+        mem_mb=growing(4000),
+        runtime=growing(15),
     params:
         n_responses=CFG.audit.n_responses,
         recipe=RECIPE["draw_sample"],
@@ -44,7 +44,9 @@ rule judge_sample:
         "../envs/judge.yaml"
     threads: lambda wildcards: 1 if audit_judge(wildcards).is_hosted else THREADS
     resources:
-        mem_mb=lambda wildcards: 2000 if audit_judge(wildcards).is_hosted else 8000,
+        mem_mb=lambda wildcards, attempt: attempt
+        * (2000 if audit_judge(wildcards).is_hosted else MODEL_MEM_MB),
+        gpu=lambda wildcards: 0 if audit_judge(wildcards).is_hosted else MODEL_GPUS,
         runtime=2880,  # a batch can take a day
     params:
         judge=lambda wildcards: audit_judge(wildcards).decides,
@@ -73,8 +75,8 @@ rule make_label_sheet:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=2000,
-        runtime=15,
+        mem_mb=growing(2000),
+        runtime=growing(15),
     params:
         recipe=RECIPE["make_label_sheet"],
     message:
@@ -100,8 +102,8 @@ rule compare_judges:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=2000,
-        runtime=15,
+        mem_mb=growing(2000),
+        runtime=growing(15),
     params:
         recipe=RECIPE["compare_judges"],
     message:
@@ -125,8 +127,8 @@ rule compare_axes:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=growing(8000),
+        runtime=growing(60),
     params:
         default_role=DEFAULT_NAME,
         recipe=RECIPE["compare_axes"],
@@ -153,8 +155,8 @@ rule summarise_audit:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=2000,
-        runtime=15,
+        mem_mb=growing(2000),
+        runtime=growing(15),
     params:
         target_layer=CFG.model.target_layer,
         recipe=RECIPE["summarise_audit"],

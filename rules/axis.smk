@@ -12,8 +12,8 @@ rule compute_axis:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=4000,
-        runtime=15,
+        mem_mb=growing(4000),
+        runtime=growing(15),
     params:
         recipe=RECIPE["compute_axis"],
     message:

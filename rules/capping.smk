@@ -14,8 +14,8 @@ rule calibrate_capping:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=4000,
-        runtime=15,
+        mem_mb=growing(4000),
+        runtime=growing(15),
     params:
         widths=CFG.capping.widths,
         step=CFG.capping.step,

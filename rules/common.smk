@@ -57,6 +57,11 @@ def audit_model_files(wildcards):
     return [] if audit_judge(wildcards).is_hosted else model_files(wildcards)
 
 
+def growing(amount):
+    """A resource that grows with each attempt (--retries): what was killed for it gets more."""
+    return lambda wildcards, attempt: amount * attempt
+
+
 try:
     # Snakemake lists the default last; the others overlay it
     CFG = validate_config(
@@ -107,6 +112,8 @@ SHARDS = sorted(set(SHARD_OF.values()))
 # The cores split among the shards; 8 where their number is not known: on a cluster, in a report.
 N_CORES = workflow.global_resources["_cores"].value
 THREADS = max(1, N_CORES // len(SHARDS)) if N_CORES else 8
+# What one job that runs the model asks for.
+MODEL_MEM_MB, MODEL_GPUS = CFG.resources.mem_mb, CFG.resources.gpus
 FIGURES = [
     "roles_on_axis.svg",
     "roles_on_axis.html",

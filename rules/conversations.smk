@@ -25,8 +25,9 @@ rule hold_conversation:
         "../envs/axiskit.yaml"
     threads: THREADS
     resources:
-        mem_mb=8000,
-        runtime=360,
+        mem_mb=growing(MODEL_MEM_MB),
+        runtime=growing(360),
+        gpu=MODEL_GPUS,
     params:
         name=MODEL,
         model_path=MODEL_PATH,
@@ -82,8 +83,9 @@ rule project_conversations:
         "../envs/axiskit.yaml"
     threads: THREADS
     resources:
-        mem_mb=8000,
-        runtime=120,
+        mem_mb=growing(MODEL_MEM_MB),
+        runtime=growing(120),
+        gpu=MODEL_GPUS,
     params:
         model_path=MODEL_PATH,
         revision=CFG.model.revision,

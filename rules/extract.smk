@@ -14,8 +14,9 @@ rule extract_activations:
         "../envs/axiskit.yaml"
     threads: THREADS
     resources:
-        mem_mb=8000,
-        runtime=360,
+        mem_mb=growing(MODEL_MEM_MB),
+        runtime=growing(360),
+        gpu=MODEL_GPUS,
     params:
         model_path=MODEL_PATH,
         revision=CFG.model.revision,

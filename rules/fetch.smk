@@ -14,8 +14,8 @@ if CFG.model.must_be_fetched:
         conda:
             "../envs/axiskit.yaml"
         resources:
-            mem_mb=4000,
-            runtime=30,
+            mem_mb=growing(4000),
+            runtime=growing(30),
         params:
             source=CFG.model.path,
             recipe=RECIPE["fetch_model"],

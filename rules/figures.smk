@@ -24,8 +24,8 @@ rule plot_roles_on_axis:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=2000,
-        runtime=15,
+        mem_mb=growing(2000),
+        runtime=growing(15),
     params:
         max_labels=CFG.figures.max_labels,
         recipe=RECIPE["plot_roles_on_axis"],
@@ -52,8 +52,8 @@ rule plot_axis_pc1_cosine:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=2000,
-        runtime=15,
+        mem_mb=growing(2000),
+        runtime=growing(15),
     params:
         recipe=RECIPE["plot_axis_pc1_cosine"],
     message:
@@ -79,8 +79,8 @@ rule plot_variance_explained:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=2000,
-        runtime=15,
+        mem_mb=growing(2000),
+        runtime=growing(15),
     params:
         recipe=RECIPE["plot_variance_explained"],
     message:
@@ -113,8 +113,8 @@ rule plot_persona_space:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=2000,
-        runtime=15,
+        mem_mb=growing(2000),
+        runtime=growing(15),
     params:
         max_labels=CFG.figures.max_labels,
         recipe=RECIPE["plot_persona_space"],
@@ -148,8 +148,8 @@ rule plot_trajectories:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=2000,
-        runtime=15,
+        mem_mb=growing(2000),
+        runtime=growing(15),
     params:
         recipe=RECIPE["plot_trajectories"],
     message:

@@ -17,8 +17,9 @@ rule generate_responses:
         "../envs/axiskit.yaml"
     threads: THREADS
     resources:
-        mem_mb=8000,
-        runtime=720,
+        mem_mb=growing(MODEL_MEM_MB),
+        runtime=growing(720),
+        gpu=MODEL_GPUS,
     params:
         name=MODEL,
         display_name=DISPLAY_NAME,

@@ -18,7 +18,7 @@ if CFG.judge.is_hosted:
             "../envs/judge.yaml"
         threads: 1  # one job asks at a time, and waits for answers
         resources:
-            mem_mb=2000,
+            mem_mb=growing(2000),
             runtime=2880,  # a batch can take a day
             judging=1,  # --resources judging=1 starts one at a time
         params:
@@ -50,8 +50,9 @@ else:
             "../envs/axiskit.yaml"
         threads: THREADS
         resources:
-            mem_mb=8000,
-            runtime=360,
+            mem_mb=growing(MODEL_MEM_MB),
+            runtime=growing(360),
+            gpu=MODEL_GPUS,
         params:
             display_name=DISPLAY_NAME,
             model_path=MODEL_PATH,

@@ -17,8 +17,8 @@ rule analyse_persona_space:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         target_layer=CFG.model.target_layer,
         recipe=RECIPE["analyse_persona_space"],

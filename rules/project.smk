@@ -14,8 +14,8 @@ rule project_responses:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=growing(8000),
+        runtime=growing(60),
     params:
         recipe=RECIPE["project_responses"],
     message:

@@ -16,8 +16,8 @@ rule summarise_axis:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=2000,
-        runtime=15,
+        mem_mb=growing(2000),
+        runtime=growing(15),
     params:
         recipe=RECIPE["summarise_axis"],
     message:

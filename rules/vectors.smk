@@ -16,8 +16,8 @@ rule compute_role_vectors:
     conda:
         "../envs/axiskit.yaml"
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=growing(8000),
+        runtime=growing(60),
     params:
         min_score=CFG.vectors.min_score,
         min_responses=CFG.vectors.min_responses,

@@ -237,6 +237,13 @@ class FiguresSection(Section):
     max_labels: PositiveInt = 60
 
 
+class ResourcesSection(Section):
+    """``resources``: what one job that runs the model asks for."""
+
+    gpus: NonNegativeInt = 1
+    mem_mb: Annotated[int, Field(ge=1000)] = 16000
+
+
 class Config(Section):
     """The whole config. See config/config.yaml for meaning and unit of every key."""
 
@@ -253,6 +260,7 @@ class Config(Section):
     capping: CappingSection = CappingSection()
     conversations: ConversationsSection = ConversationsSection()
     figures: FiguresSection = FiguresSection()
+    resources: ResourcesSection = ResourcesSection()
     shards: Annotated[int, Field(ge=1, le=999)] = 8
 
     @property
