@@ -89,24 +89,23 @@ def measure(model: str, names: list[str], n_questions: int, out: Path) -> pd.Dat
     judged = read_table(scores, ["rollout_id", "score", "raw"])[0].to_pandas()
     rows = rows.merge(judged, on="rollout_id", validate="one_to_one")
     rows["ratio"] = rows["raw"].astype(float)
-    rows["instruction"] = rows["prompt_index"] + 1
     return rows
 
 
-def table(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def table(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     """Ratio and shares of scores by something, weakest first; refusals are a score of 0."""
     grouped = rows.groupby(by)
+    shares = {
+        name: grouped["score"].agg(lambda score, value=value: (score == value).mean())
+        for name, value in {"scored 3": 3, "scored 1": 1, "refused": 0}.items()
+    }
     columns = {
         "roles": grouped["role"].nunique(),
         "responses": grouped.size(),
         "ratio": grouped["ratio"].mean(),
-        "lowest role": grouped.apply(lambda part: part.groupby("role")["ratio"].mean().min()),
-        "scored 3": grouped["score"].agg(lambda score: (score == 3).mean()),
-        "scored 1": grouped["score"].agg(lambda score: (score == 1).mean()),
-        "refused": grouped["score"].agg(lambda score: (score == 0).mean()),
+        **shares,
     }
-    result = pd.DataFrame(columns).sort_values("ratio")
-    return result.drop(columns=["roles", "lowest role"]) if "role" in by else result
+    return pd.DataFrame(columns).sort_values("ratio")
 
 
 def main() -> None:
@@ -129,12 +128,13 @@ def main() -> None:
     rows = measure(options.model, names, options.questions, options.out)
     rows["group"] = [roles[name].group for name in rows["role"]]
     rows["form"] = [FORMS[i] for i in rows["prompt_index"]]
-    for by in (["group"], ["form"], ["role"], ["role", "instruction"]):
-        text = table(rows, by).to_string(float_format="{:.2f}".format)
-        print(f"\nby {' and '.join(by)}, ratio in nats per token\n{text}")
-    for name, number in table(rows, ["role", "instruction"]).index[: options.read]:
-        own = rows[(rows["role"] == name) & (rows["instruction"] == number)]
-        print(f"\n{name}, instruction {number}: {own['system_prompt'].iloc[0]}")
+    rows["instruction"] = rows["role"] + " " + (rows["prompt_index"] + 1).astype(str)
+    for by in ("group", "form", "role", "instruction"):
+        print(f"\nby {by}, ratio in nats per token")
+        print(table(rows, by).to_string(float_format="{:.2f}".format))
+    for name in table(rows, "instruction").index[: options.read]:
+        own = rows[rows["instruction"] == name]
+        print(f"\n{name}: {own['system_prompt'].iloc[0]}")
         for _, row in own.iterrows():
             response = " ".join(row["response"].split())
             print(f"  {row['ratio']:+.2f}  {row['question']}  |  {response}")
