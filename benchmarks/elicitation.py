@@ -2,12 +2,12 @@
 
     .venv/bin/python benchmarks/elicitation.py results/smollm2-135m-instruct/model
 
-Needs a model folder. 40 roles of all groups answer six questions under each of their five
+Needs a model folder. 40 roles of all groups answer four questions under each of their five
 instructions; every answer's likelihood ratio, nats per token, says what trace the instruction left
 (docs/method.md). Prints tables by group, form of instruction, role and instruction, weakest first,
-and texts of the weakest, to be read: the numbers are a proxy. About 15 minutes on 2 cores. Journals
-stay in the output folder, so the next call computes only what is new: instructions that were
-rewritten, say.
+and the texts of the weakest, to be read: the numbers are a proxy. Takes about half an hour of one
+core. Journals stay in the output folder, so the next call computes only what is new: instructions
+that were rewritten, say. docs/instrument.md tells what was found.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("model", help="model folder, after make axis")
     parser.add_argument("--out", type=Path, default=Path("results/elicitation"))
     parser.add_argument("--roles", nargs="+", help="these instead of the sample")
-    parser.add_argument("--questions", type=int, default=6, help="from the top of the file")
+    parser.add_argument("--questions", type=int, default=4, help="from the top of the file")
     parser.add_argument("--read", type=int, default=15, help="weakest instructions to print")
     options = parser.parse_args()
 
