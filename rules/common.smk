@@ -18,6 +18,7 @@ from axiskit.questions import load_questions
 from axiskit.recipes import RECIPE
 from axiskit.roles import find_role_files, load_roles
 from axiskit.rollouts import shard_of
+from axiskit.traits import find_trait_files, load_trait
 from axiskit.transcripts import find_scripts, load_script, load_transcript
 
 
@@ -28,10 +29,8 @@ def in_workflow(path):
 
 
 def shard_roles(wildcards):
-    """The role files of one shard."""
-    return [
-        path for name, path in ROLE_FILES.items() if SHARD_OF[name] == wildcards.shard
-    ]
+    """The role files of one shard, or the trait files."""
+    return [path for path, shard in SHARD_OF.items() if shard == wildcards.shard]
 
 
 def model_files(_):
@@ -84,6 +83,14 @@ try:
             f"{ROLES_DIR}: {len(ROLES) - 1} roles beside the default, {CFG.vectors.min_roles} needed "
             "(vectors.min_roles); include more (roles.include) or lower it"
         )
+    TRAIT_FILES = {
+        name: str(path)
+        for name, path in find_trait_files(
+            in_workflow(CFG.traits.dir), CFG.traits.include
+        ).items()
+    }
+    for path in TRAIT_FILES.values():
+        load_trait(path, n_pairs=CFG.prompts_per_role)
     load_questions(QUESTIONS, CFG.questions.count)
     SCRIPTS = {
         name: str(path)
@@ -107,11 +114,16 @@ MODEL_PATH = f"results/{MODEL}/model" if CFG.model.must_be_fetched else CFG.mode
 DISPLAY_NAME = CFG.model.display_name or MODEL
 DEFAULT_NAME = next(name for name, role in ROLES.items() if role.kind == "default")
 DEFAULT_ROLE = ROLE_FILES[DEFAULT_NAME]
-SHARD_OF = {name: shard_of(name, CFG.shards) for name in ROLES}
+SHARD_OF = {path: shard_of(name, CFG.shards) for name, path in ROLE_FILES.items()}
 SHARDS = sorted(set(SHARD_OF.values()))
+# Traits have shards of their own, so that including some runs nothing of the roles again.
+SHARD_OF |= {
+    path: f"traits-{shard_of(name, CFG.shards)}" for name, path in TRAIT_FILES.items()
+}
+TRAIT_SHARDS = sorted(set(SHARD_OF.values()) - set(SHARDS))
 # The cores split among the shards; 8 where their number is not known: on a cluster, in a report.
 N_CORES = workflow.global_resources["_cores"].value
-THREADS = max(1, N_CORES // len(SHARDS)) if N_CORES else 8
+THREADS = max(1, N_CORES // len({*SHARDS, *TRAIT_SHARDS})) if N_CORES else 8
 # What one job that runs the model asks for.
 MODEL_MEM_MB, MODEL_GPUS = CFG.resources.mem_mb, CFG.resources.gpus
 FIGURES = [
@@ -124,6 +136,8 @@ FIGURES = [
 ]
 if SCRIPTS or CFG.conversations.extra_transcripts:
     FIGURES += ["trajectories.svg", "trajectories.html"]
+if TRAIT_FILES:
+    FIGURES += ["traits_on_axis.svg", "traits_on_axis.html"]
 ALL_RESULTS = [
     f"results/{MODEL}/axis.pt",
     f"results/{MODEL}/projections.parquet",

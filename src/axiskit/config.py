@@ -79,6 +79,14 @@ class RolesSection(Section):
     include: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
 
 
+class TraitsSection(Section):
+    """``traits``: which traits run through the graph beside the roles, if any."""
+
+    dir: str = "resources/traits"
+    include: Literal["all"] | list[str] = []
+    min_score: Annotated[int, Field(ge=1, le=100)] = 50
+
+
 class QuestionsSection(Section):
     """``questions``: the file, and how many of it from the top."""
 
@@ -249,6 +257,7 @@ class Config(Section):
 
     model: ModelSection
     roles: RolesSection = RolesSection()
+    traits: TraitsSection = TraitsSection()
     questions: QuestionsSection = QuestionsSection()
     prompts_per_role: PositiveInt = 5
     default_prompts: PositiveInt = 5

@@ -24,10 +24,10 @@ from axiskit.models import (
 from axiskit.progress import Progress
 from axiskit.questions import load_questions
 from axiskit.recipes import RECIPE
-from axiskit.roles import load_role
 from axiskit.rollouts import digest, plan_rollouts
 from axiskit.sampling import SeededSampler
 from axiskit.templates import chat_messages, check_template, render_prompt
+from axiskit.traits import load_characters
 
 RESPONSES = pa.schema(
     [
@@ -96,7 +96,7 @@ def generate_responses(
         WriteError: The disk is full; finished rows are kept.
     """
     rollouts = plan_rollouts(
-        [load_role(path) for path in role_paths],
+        load_characters(role_paths),
         load_questions(questions_path, n_questions),
         prompts_per_role=prompts_per_role,
         default_prompts=default_prompts,

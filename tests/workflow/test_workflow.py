@@ -17,6 +17,8 @@ from conftest import ROOT, save_tiny_model
 from axiskit.artifacts import load_activations, read_table
 from axiskit.axis import load_axis
 from axiskit.capping import capping_floors, load_capping_config
+from axiskit.rollouts import shard_of
+from axiskit.traits import load_trait_vectors
 from axiskit.vectors import load_role_vectors
 
 pytestmark = pytest.mark.workflow
@@ -290,6 +292,10 @@ def test_report_holds_the_figures_and_their_captions(finished, tmp_path):
             edit_config("conversations", "include", ["tal"]),
             "no file for conversation 'tal' (conversations.include); did you mean 'talk'?",
         ),
+        (
+            edit_config("traits", "include", ["clam"]),
+            "no file for trait 'clam' (traits.include); did you mean 'calm'?",
+        ),
         (edit_config("questions", "count", 9), "4 questions, 9 needed (questions.count)"),
         (
             lambda folder: (folder / "roles" / "tree.yaml").write_text(
@@ -407,6 +413,59 @@ def test_kill_9_in_generation_judging_and_extraction_then_the_same_command(finis
         )
     axes = [load_axis(folder / RESULTS / "axis.pt") for folder in (torn, finished)]
     assert torch.allclose(axes[0], axes[1], rtol=1e-2, atol=1e-2)  # stored in bfloat16
+
+
+def test_traits_run_through_the_same_graph_and_touch_nothing_of_the_roles(project):
+    include = ["calm", "petty", "witty"]
+    edit_config("traits", "include", include)(project)
+    shards = {f"traits-{shard_of(name, 2)}" for name in include}
+    through_the_model = {"generate_responses", "judge_responses", "extract_activations"}
+    assert planned(project) == {
+        **dict.fromkeys(through_the_model, len(shards)),
+        **dict.fromkeys(["compute_trait_vectors", "rank_traits", "plot_traits_on_axis"], 1),
+    }
+    snakemake(project)
+    results = project / RESULTS
+    paths = sorted((results / "responses").glob("traits-*.parquet"))
+    assert {path.stem for path in paths} == shards
+    rows = [row for path in paths for row in read_table(path)[0].to_pylist()]
+    assert len(rows) == 3 * 2 * 6  # traits, poles, 2 instructions x 3 questions
+    assert {row["kind"] for row in rows} == {"trait"}
+    of_calm = yaml.safe_load((ROOT / "resources" / "traits" / "calm.yaml").read_text())
+    pair = of_calm["instructions"][1]
+    prompts = {row["rollout_id"]: row["system_prompt"] for row in rows}
+    assert prompts["calm+/1/0"] == pair["positive"]
+    assert prompts["calm-/1/0"] == pair["negative"]
+    content = load_trait_vectors(results / "trait_vectors.pt")
+    assert content["traits"] == include
+    activations = [load_activations(results / "activations" / f"{shard}.pt") for shard in shards]
+    means = [
+        torch.stack(
+            [
+                values
+                for part in activations
+                for name, values in zip(
+                    part["rollout_id"], part["activations"].double(), strict=True
+                )
+                if name.startswith(f"witty{sign}/")
+            ]
+        ).mean(0)
+        for sign in "+-"
+    ]
+    vector = content["vectors"][2]
+    assert torch.allclose(vector, (means[0] - means[1]).float(), atol=1e-5)
+    table, metadata = read_table(results / "traits.parquet")
+    ranked = table.to_pandas().set_index("trait")
+    assert ranked["cosine"].is_monotonic_decreasing
+    axis = load_axis(results / "axis.pt")
+    assert metadata["target_layer"] == 2
+    cosine = torch.cosine_similarity(vector[2], axis[2], dim=0)
+    assert ranked["cosine"]["witty"] == pytest.approx(float(cosine), abs=1e-5)
+    assert ranked["layer_2"]["witty"] == ranked["cosine"]["witty"]
+    for name in include:
+        assert f">{name}<" in (results / "figures" / "traits_on_axis.svg").read_text()
+        assert name in (results / "figures" / "traits_on_axis.html").read_text()
+    assert planned(project) == {}
 
 
 def test_shard_layout_changes_no_response(finished, tmp_path):
