@@ -17,6 +17,7 @@ from conftest import ROOT, save_tiny_model
 from axiskit.artifacts import load_activations, read_table
 from axiskit.axis import load_axis
 from axiskit.capping import capping_floors, load_capping_config
+from axiskit.describe import describe
 from axiskit.rollouts import shard_of
 from axiskit.traits import load_trait_vectors
 from axiskit.vectors import load_role_vectors
@@ -465,6 +466,8 @@ def test_traits_run_through_the_same_graph_and_touch_nothing_of_the_roles(projec
     for name in include:
         assert f">{name}<" in (results / "figures" / "traits_on_axis.svg").read_text()
         assert name in (results / "figures" / "traits_on_axis.html").read_text()
+    assert describe(results / "trait_vectors.pt").facts["traits"] == include
+    assert describe(results / "traits.parquet").kind == "table of traits along the axis"
     assert planned(project) == {}
 
 
