@@ -17,7 +17,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SOURCES = sorted((ROOT / "src" / "axiskit").glob("*.py"))
 
 
-@pytest.mark.parametrize(("name", "extras"), [("axiskit", []), ("judge", ["judge"])])
+@pytest.mark.parametrize(
+    ("name", "extras"), [("axiskit", []), ("judge", ["judge"]), ("vllm", ["vllm"])]
+)
 def test_conda_environment_equals_pyproject(name, extras):
     environment = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())
     pip = next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
