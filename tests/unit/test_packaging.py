@@ -27,17 +27,17 @@ def test_conda_environment_equals_pyproject(name, extras):
     assert pip == [*PROJECT["dependencies"], *optional]
 
 
+def pins(name):
+    lines = (ROOT / "envs" / name).read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {name.lower().replace("_", "-"): pinned for name, pinned in pairs}
+
+
 def test_pinned_requirements_satisfy_pyproject():
     pinned = pins("requirements.txt")
     for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned[requirement.name.lower()]), text
-
-
-def pins(name):
-    lines = (ROOT / "envs" / name).read_text().splitlines()
-    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
-    return {name.lower().replace("_", "-"): pinned for name, pinned in pairs}
 
 
 def test_vllm_is_tested_with_what_the_rest_is_tested_with():
