@@ -2,8 +2,8 @@
 
     .venv-vllm/bin/python benchmarks/vllm_generation.py results/smollm2-135m-instruct/model
 
-Needs a model folder and an environment with vLLM (`make test-vllm` makes one). Both engines sample the
-same prompts, loaded and warm. Compare rows of one run only, machines differ.
+Needs a model folder and an environment with vLLM (`make test-vllm` makes one). Both engines sample
+the same prompts, loaded and warm. Compare rows of one run only, machines differ.
 """
 
 from __future__ import annotations

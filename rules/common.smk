@@ -124,7 +124,9 @@ TRAIT_SHARDS = sorted(set(SHARD_OF.values()) - set(SHARDS))
 # The cores split among the shards; 8 where their number is not known: on a cluster, in a report.
 N_CORES = workflow.global_resources["_cores"].value
 THREADS = max(1, N_CORES // len({*SHARDS, *TRAIT_SHARDS})) if N_CORES else 8
-GENERATION_ENV = f"../envs/{'vllm' if CFG.generation.engine == 'vllm' else 'axiskit'}.yaml"
+GENERATION_ENV = (
+    f"../envs/{'vllm' if CFG.generation.engine == 'vllm' else 'axiskit'}.yaml"
+)
 # What one job that runs the model asks for.
 MODEL_MEM_MB, MODEL_GPUS = CFG.resources.mem_mb, CFG.resources.gpus
 FIGURES = [

@@ -13,11 +13,13 @@ import torch
 from axiskit import vllm_engine
 from axiskit.artifacts import stage_metadata, write_table
 from axiskit.batching import length_sorted_batches, pad, run_halving
+from axiskit.errors import ModelError
 from axiskit.journal import Journal
 from axiskit.layers import select_layers, target_layer
 from axiskit.models import (
     load_model,
     load_tokenizer,
+    max_tokens,
     model_fingerprint,
     model_metadata,
     read_stop_token_ids,
@@ -101,9 +103,10 @@ def generate_responses(
         vllm: ``gpu_memory_utilization`` and ``enforce_eager``, for vLLM.
 
     Raises:
-        ConfigError: The engine is not installed.
+        ConfigError: vLLM is not installed.
         RoleError, QuestionError, TemplateError, ModelError: Bad input, or layers (extracted later)
             that the model does not have; told before the model is loaded.
+        ModelError: vLLM cannot start, or a prompt and its response are longer than the model reads.
         NonFiniteError: The model's logits are not numbers; the rollout is named.
         WriteError: The disk is full; finished rows are kept.
     """
@@ -245,6 +248,14 @@ def _with_vllm(
     n_gpus: int,
     settings: Mapping[str, Any],
 ) -> Answered:
+    longest, i = max((len(row), i) for i, row in enumerate(tokens))
+    limit = max_tokens(facts["path"], revision=facts["revision"])
+    if limit is not None and longest + sampling["max_new_tokens"] > limit:
+        raise ModelError(
+            f"rollout {rollouts[i].rollout_id}: {longest} tokens of prompt and "
+            f"{sampling['max_new_tokens']} of response (generation.max_new_tokens), the model reads "
+            f"{limit}; lower it, or shorten the prompt"
+        )
     stops = read_stop_token_ids(
         facts["path"], tokenizer, revision=facts["revision"], **facts["chat_template_kwargs"]
     )
@@ -325,7 +336,7 @@ def sample_responses(
 def _row(
     tokenizer: Any, tokens: list[int], log_likelihoods: list[float], stops: Sequence[int]
 ) -> dict[str, Any]:
-    """What is kept of sampled tokens: those before the first stop token, padding after it or not."""
+    """What is kept of sampled tokens: those before the first stop token."""
     length = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
     return {
         "response": tokenizer.decode(tokens[:length], skip_special_tokens=True),

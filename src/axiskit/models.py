@@ -271,7 +271,8 @@ def _all_stop_token_ids(
     generation_config: Any, tokenizer: Any, **template_kwargs: Any
 ) -> list[int]:
     after_response = end_of_turn(tokenizer, **template_kwargs)
-    return sorted({*_stop_token_ids(generation_config, tokenizer), after_response} - {None})
+    stops = _stop_token_ids(generation_config, tokenizer)
+    return stops if after_response is None else sorted({*stops, after_response})
 
 
 def _stop_token_ids(generation_config: Any, tokenizer: Any) -> list[int]:

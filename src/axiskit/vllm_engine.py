@@ -97,7 +97,7 @@ def sample_batches(
 
     Raises:
         ConfigError: vLLM is not installed.
-        ModelError: vLLM cannot load the model, or a prompt and its response are more than it reads.
+        ModelError: vLLM cannot load the model, or finds no room for it.
         NonFiniteError: The model's logits are not numbers.
     """
     require_package()
@@ -122,8 +122,9 @@ def sample_batches(
                 use_tqdm_on_load=False,
             )
     except (ValueError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:500]
         raise ModelError(
-            f"{model_path}: vLLM cannot start with it: {error}; see the log; resources.gpus, "
+            f"{model_path}: vLLM cannot start with it: {reason}; resources.gpus, "
             "generation.vllm.gpu_memory_utilization and generation.max_new_tokens decide what fits"
         ) from error
     for start in range(0, len(prompt_tokens), batch_size):
@@ -167,8 +168,10 @@ def _sampled(output: Any, name: str) -> Sampled:
 @contextlib.contextmanager
 def _main_not_imported_again() -> Iterator[None]:
     """Within, a spawned process does not run this process's script, as Python would have it do."""
-    main = sys.modules["__main__"].__dict__
-    hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main: dict[str, Any] = sys.modules["__main__"].__dict__
+    hidden: dict[str, Any] = {
+        name: main.pop(name) for name in ("__file__", "__spec__") if name in main
+    }
     main["__spec__"] = None
     try:
         yield

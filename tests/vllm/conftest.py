@@ -1,4 +1,4 @@
-"""Models that vLLM runs on a CPU: its attention needs wider heads there than tests elsewhere use."""
+"""Models that vLLM runs on a CPU: its attention needs wider heads than other tests use."""
 
 import shutil
 

@@ -76,6 +76,9 @@ def test_greedy_responses_are_those_of_transformers(embedded_model, tmp_path):
         for line in path.read_text().splitlines()
     ]
     assert len(keys) == len(set(keys)) == 32  # no engine takes the other's rows for its own
+    with pytest.raises(ModelError, match=r"and 9000 of response .*, the model reads 8192"):
+        settings["max_new_tokens"] = 9000
+        generate_responses(engine="vllm", responses_path=path, **settings)
     assert len({row["response"] for row in tables["vllm"]}) == 16
     for row, expected in zip(tables["vllm"], tables["transformers"], strict=True):
         assert row.pop("log_likelihood") == pytest.approx(
@@ -129,7 +132,7 @@ def test_a_seed_gives_one_text_whatever_the_batch_and_the_order(wide_model):
         assert math.fsum(answer.log_likelihoods) == pytest.approx(float(expected), abs=1e-3)
 
 
-def test_nan_in_a_weight_and_a_prompt_too_long_are_one_clear_error(wide_model, tmp_path):
+def test_nan_in_a_weight_and_what_vllm_refuses_are_one_clear_error(wide_model, tmp_path):
     folder = tmp_path / "broken"
     shutil.copytree(wide_model, folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -139,8 +142,9 @@ def test_nan_in_a_weight_and_a_prompt_too_long_are_one_clear_error(wide_model, t
     arguments = {"seeds": [0], "names": ["poet/0/0"], "batch_size": 1}
     with pytest.raises(NonFiniteError, match="rollout poet/0/0: the model's logits are NaN"):
         list(sample_batches([[1, 2, 3]], **arguments, **settings_for(folder)))
-    with pytest.raises(ModelError, match=r"vLLM cannot start with it.*2064.*2048"):
-        list(sample_batches([[1] * 2000], **arguments, **settings_for(wide_model)))
+    settings = settings_for(folder, dtype="int4")
+    with pytest.raises(ModelError, match=r"vLLM cannot start with it: .*int4.*resources\.gpus"):
+        list(sample_batches([[1, 2, 3]], **arguments, **settings))
 
 
 def test_kill_9_in_a_workflow_then_the_same_command(wide_model, tmp_path):

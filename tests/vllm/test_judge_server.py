@@ -29,7 +29,8 @@ def server(wide_model, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(wide_model)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(wide_model)]
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"]
     url = f"http://127.0.0.1:{port}"
@@ -63,7 +64,11 @@ def judge(server, **changes):
         "backend": "anthropic",
         "model": "tiny",
         "base_url": server,
-        "extra_body": {"thinking": None, "temperature": 0},
+        "extra_body": {
+            "thinking": None,
+            "temperature": 0,
+            "chat_template_kwargs": {"enable_thinking": False},
+        },
         "max_tokens": 4,
         "patience_s": 20.0,
     }
