@@ -44,6 +44,7 @@ rule audit:
 
 
 onstart:
+    require_engine()
     require_judge_key()
 
 

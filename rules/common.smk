@@ -124,6 +124,9 @@ TRAIT_SHARDS = sorted(set(SHARD_OF.values()) - set(SHARDS))
 # The cores split among the shards; 8 where their number is not known: on a cluster, in a report.
 N_CORES = workflow.global_resources["_cores"].value
 THREADS = max(1, N_CORES // len({*SHARDS, *TRAIT_SHARDS})) if N_CORES else 8
+GENERATION_ENV = (
+    f"../envs/{'vllm' if CFG.generation.engine == 'vllm' else 'axiskit'}.yaml"
+)
 # What one job that runs the model asks for.
 MODEL_MEM_MB, MODEL_GPUS = CFG.resources.mem_mb, CFG.resources.gpus
 FIGURES = [
@@ -160,6 +163,19 @@ config["audit_judges"] = {
     "repeat": CFG.judge.model_dump(),
     "second": CFG.second_judge.model_dump(),
 }
+
+
+def require_engine():
+    """Refuse to start without the package that a job will need to generate."""
+    from axiskit.vllm_engine import require_package
+
+    rules = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    if CFG.generation.engine == "vllm" and "generate_responses" in rules:
+        if not workflow.deployment_settings.deployment_method:
+            try:
+                require_package()
+            except AxiskitError as error:
+                raise WorkflowError(f"{type(error).__name__}: {error}")
 
 
 def require_judge_key():

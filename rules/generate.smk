@@ -14,7 +14,7 @@ rule generate_responses:
         "results/{model}/benchmarks/generate_responses/{shard}.tsv"
     priority: 1  # what all others wait for comes first
     conda:
-        "../envs/axiskit.yaml"
+        GENERATION_ENV
     threads: THREADS
     resources:
         mem_mb=growing(MODEL_MEM_MB),

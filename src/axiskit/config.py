@@ -94,15 +94,32 @@ class QuestionsSection(Section):
     count: PositiveInt = 240
 
 
+class VllmSection(Section):
+    """``generation.vllm``: how vLLM uses the machine; no effect on what is sampled in float32."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    enforce_eager: bool = False
+
+
 class GenerationSection(Section):
     """``generation``: how responses are sampled."""
 
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm"] = "transformers"
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     max_new_tokens: PositiveInt = 512
     seed: NonNegativeInt = 0
     batch_size: PositiveInt = 32
+    vllm: VllmSection = VllmSection()
+
+    @model_validator(mode="after")
+    def _vllm_can_sample(self) -> GenerationSection:
+        if self.engine == "vllm" and 0 < self.temperature < 0.01:
+            raise ValueError(
+                f"generation.temperature {self.temperature:g} is raised to 0.01 by vLLM "
+                "(generation.engine); set 0, or 0.01 or more"
+            )
+        return self
 
 
 class ActivationsSection(Section):

@@ -21,6 +21,7 @@ generate_responses(
     n_questions=snakemake.params.n_questions,
     prompts_per_role=snakemake.params.prompts_per_role,
     default_prompts=snakemake.params.default_prompts,
+    engine=snakemake.params.engine,
     temperature=snakemake.params.temperature,
     top_p=snakemake.params.top_p,
     max_new_tokens=snakemake.params.max_new_tokens,
@@ -28,4 +29,6 @@ generate_responses(
     layers=snakemake.config["activations"]["layers"],
     target_layer_setting=snakemake.config["model"]["target_layer"],
     batch_size=snakemake.config["generation"]["batch_size"],
+    n_gpus=snakemake.config["resources"]["gpus"],
+    vllm=snakemake.config["generation"]["vllm"],
 )
