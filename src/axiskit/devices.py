@@ -1,7 +1,7 @@
 """GPUs of a job: leased by file locks, so that no two jobs on a host use one at once.
 
-There is one lock file for each physical GPU, in a folder that all users and runs of a host share. The
-kernel frees a lock when its process ends in whatever way, kill -9 included.
+There is one lock file for each physical GPU, in a folder that all users and runs of a host share.
+The kernel frees a lock when its process ends in whatever way, kill -9 included.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ _leased: list[FileLock] = []  # a lock is freed with its object: these are kept 
 def lease_gpus(count: int) -> list[str]:
     """Take GPUs for the rest of this process, and let it see no others.
 
-    Waits until so many are free, and says once in the log who holds them. It takes all at once or none,
-    so jobs that need several do not block each other. Call it before torch or vLLM starts CUDA.
+    Waits until so many are free, and says once in the log who holds them. It takes all at once or
+    none, so jobs that need several do not block each other. Call it before torch or vLLM starts
+    CUDA.
 
     Args:
         count: GPUs; with 0 the process sees none, even where there are some: it uses the CPU.
@@ -60,7 +61,7 @@ def lease_gpus(count: int) -> list[str]:
 
 
 def visible_gpus() -> dict[str, str]:
-    """The GPUs that this process may use: those in ``CUDA_VISIBLE_DEVICES``, or all where it is not set.
+    """The GPUs that this process may use: those in ``CUDA_VISIBLE_DEVICES``; all if it is not set.
 
     Returns:
         Name of the physical GPU by entry of the list (index or UUID). The name is its UUID where
