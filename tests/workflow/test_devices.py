@@ -57,8 +57,8 @@ builtins.open = open
 """
 """What Python runs first in every process of the workflow.
 
-After its first row a job notes what GPUs it sees, and waits until eight have done so: so eight run at
-the same time. Then the first job of shard 003 is killed.
+After its first row a job notes what GPUs it sees, and waits until eight have done so: so eight run
+at the same time. Then the first job of shard 003 is killed.
 """
 
 
