@@ -46,6 +46,7 @@ rule audit:
 onstart:
     require_engine()
     require_judge_key()
+    require_gpus()
 
 
 onsuccess:

@@ -195,6 +195,16 @@ def require_judge_key():
         raise WorkflowError(f"{type(error).__name__}: {error}")
 
 
+def require_gpus():
+    """Refuse fewer GPUs for all jobs than one needs: Snakemake would run it with those."""
+    limit = workflow.global_resources.get("gpu")
+    if limit is not None and limit.value < MODEL_GPUS:
+        raise WorkflowError(
+            f"--resources gpu={limit.value}: {MODEL_GPUS} needed by each job that runs the model "
+            "(resources.gpus); raise the one or lower the other"
+        )
+
+
 def print_summary():
     """Print the summary of a run that has done something."""
     path = f"results/{MODEL}/summary.txt"

@@ -63,6 +63,10 @@ class PageError(AxiskitError):
     """The page cannot be served: no Gradio, or no such address and port to be had."""
 
 
+class DeviceError(AxiskitError):
+    """Fewer GPUs are visible than a job needs, or they cannot be leased."""
+
+
 class OutOfMemoryError(AxiskitError):
     """A single sequence does not fit in memory; no smaller batch is possible."""
 
