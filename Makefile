@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= all
 ARGS ?=
 
-.PHONY: axis test lint fmt report pins clean help
+.PHONY: axis test test-slurm lint fmt report pins clean help
 .DEFAULT_GOAL := help
 
 .venv/.ready: envs/requirements.txt pyproject.toml
@@ -18,6 +18,12 @@ axis: .venv/.ready  ## compute the Assistant Axis (the default config, or ARGS="
 
 test: .venv/.ready  ## run the tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
+test-slurm: .venv/.ready  ## run the tests on Slurm, brought up on this machine (Debian, as root)
+	command -v slurmctld > /dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends $(SLURM_PACKAGES) > /dev/null; }
+	AXISKIT_TEST_SLURM=1 tests/slurm/with_slurm.sh $(BIN)/python -m pytest tests/slurm
 
 lint: .venv/.ready  ## style, workflow lint and types
 	$(BIN)/ruff check .
@@ -42,4 +48,4 @@ clean:  ## remove .venv and caches; results/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 
 help:
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
