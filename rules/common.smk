@@ -56,6 +56,14 @@ def audit_model_files(wildcards):
     return [] if audit_judge(wildcards).is_hosted else model_files(wildcards)
 
 
+def model_threads(_):
+    """Threads of a job that runs the model: its share of the cores here, or 8 of a cluster's node."""
+    on_cluster = workflow.remote_exec or not workflow.local_exec
+    if on_cluster or not N_CORES:  # no cores are known in a report, for instance
+        return 8
+    return max(1, N_CORES // len({*SHARDS, *TRAIT_SHARDS}))
+
+
 def growing(amount):
     """A resource that grows with each attempt (--retries): what was killed for it gets more."""
     return lambda wildcards, attempt: amount * attempt
@@ -121,9 +129,7 @@ SHARD_OF |= {
     path: f"traits-{shard_of(name, CFG.shards)}" for name, path in TRAIT_FILES.items()
 }
 TRAIT_SHARDS = sorted(set(SHARD_OF.values()) - set(SHARDS))
-# The cores split among the shards; 8 where their number is not known: on a cluster, in a report.
 N_CORES = workflow.global_resources["_cores"].value
-THREADS = max(1, N_CORES // len({*SHARDS, *TRAIT_SHARDS})) if N_CORES else 8
 GENERATION_ENV = (
     f"../envs/{'vllm' if CFG.generation.engine == 'vllm' else 'axiskit'}.yaml"
 )

@@ -333,48 +333,61 @@ def journal_keys(folder, stage):
 
 
 FUSE = """
-import builtins, os, signal
+import builtins, os, signal, sys, time
 
 open_file = builtins.open
-ending, rows = os.environ["FUSE"].split()
 
 
 class Fused:
-    def __init__(self, file):
-        self.file, self.flushed = file, 0
+    def __init__(self, file, burn):
+        self.file, self.burn, self.rows = file, burn, 0
 
     def __getattr__(self, name):
         return getattr(self.file, name)
 
     def flush(self):
         self.file.flush()
-        self.flushed += 1
-        if self.flushed == int(rows):
-            os.killpg(0, signal.SIGKILL)
+        self.rows += 1
+        if self.rows == {rows}:
+            exec(self.burn, globals())
 
 
 def open(path, mode="r", *args, **kwargs):
     file = open_file(path, mode, *args, **kwargs)
-    return Fused(file) if mode == "a" and ending in str(path) else file
+    burn = next((code for part, code in {burns!r}.items() if part in str(path)), None)
+    return Fused(file, burn) if mode == "a" and burn else file
 
 
 builtins.open = open
 """
-"""What Python runs first in every process of a workflow: kill -9 of all after so many rows.
 
-From outside, a row of a tiny model is too short to be sure to hit.
-"""
+
+def plant_fuse(folder, rows, burns):
+    """What Python runs first in every process of a workflow: code after so many rows of a file.
+
+    From outside, a row of a tiny model is too short to be sure to hit.
+
+    Args:
+        folder: A project.
+        rows: Rows that a job writes before its code runs.
+        burns: Part of the path of the file with the rows -> code.
+
+    Returns:
+        What the environment of Snakemake needs.
+    """
+    (folder / "fuse").mkdir(exist_ok=True)
+    (folder / "fuse" / "sitecustomize.py").write_text(FUSE.format(rows=rows, burns=burns))
+    return {"PYTHONPATH": str(folder / "fuse")}
 
 
 def kill_after(rows, stage, folder, target):
     """Run for a target; kill -9 the job that has written so many rows, and all else with it."""
-    (folder / "fuse").mkdir(exist_ok=True)
-    (folder / "fuse" / "sitecustomize.py").write_text(FUSE)
+    fuse = plant_fuse(folder, rows, {f"journal/{stage}/": "os.killpg(0, signal.SIGKILL)"})
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--directory", str(folder), "--configfile", str(folder / "config.yaml")]
     run = subprocess.run(
         [*command, "--cores", "1", "--rerun-incomplete", f"{RESULTS}/{target}"],
-        env=os.environ | {"PYTHONPATH": str(folder / "fuse"), "FUSE": f"journal/{stage}/ {rows}"},
+        env=os.environ | fuse,
         start_new_session=True,
         capture_output=True,
         check=False,
