@@ -44,6 +44,7 @@ rule audit:
 
 onstart:
     require_judge_key()
+    require_room()
 
 
 onsuccess:

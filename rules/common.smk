@@ -13,6 +13,7 @@ os.environ.update(
 
 from axiskit.config import CONDITIONS, MODEL_FILES, validate_config
 from axiskit.errors import AxiskitError, ConfigError
+from axiskit.estimate import plan_workload
 from axiskit.judge_prompts import check_judgeable
 from axiskit.questions import load_questions
 from axiskit.recipes import RECIPE
@@ -84,21 +85,24 @@ try:
             f"{ROLES_DIR}: {len(ROLES) - 1} roles beside the default, {CFG.vectors.min_roles} needed "
             "(vectors.min_roles); include more (roles.include) or lower it"
         )
-    load_questions(QUESTIONS, CFG.questions.count)
+    QUESTION_TEXTS = load_questions(QUESTIONS, CFG.questions.count)
     SCRIPTS = {
         name: str(path)
         for name, path in find_scripts(
             in_workflow(CFG.conversations.dir), CFG.conversations.include
         ).items()
     }
-    for path in SCRIPTS.values():
-        load_script(path)
+    TURNS = [
+        load_script(path).turns[: CFG.conversations.max_turns]
+        for path in SCRIPTS.values()
+    ]
     for path in CFG.conversations.extra_transcripts:
         load_transcript(path)
     if CFG.judge.is_hosted or CFG.second_judge.is_hosted:
         for role in ROLES.values():
             if role.kind == "role":
                 check_judgeable(role.name, role.description, role.eval_prompt)
+    WORKLOAD = plan_workload(CFG, ROLES, QUESTION_TEXTS, TURNS)
 except AxiskitError as error:
     raise WorkflowError(f"{type(error).__name__}: {error}")
 
@@ -142,6 +146,8 @@ config["generation"] = CFG.generation.model_dump()
 config["activations"] = CFG.activations.model_dump()
 config["model"] = CFG.model.model_dump()
 config["judge"] = CFG.judge.model_dump()
+# as generation looks at the disk, too: before the first run the model's size is not known here
+config["n_rollouts"] = WORKLOAD.n_rollouts if CFG.resources.check_disk else None
 config["audit_judges"] = {
     "repeat": CFG.judge.model_dump(),
     "second": CFG.second_judge.model_dump(),
@@ -161,6 +167,26 @@ def require_judge_key():
                 require_key(judge.base_url)
                 if not workflow.deployment_settings.deployment_method:
                     require_package()
+    except AxiskitError as error:
+        raise WorkflowError(f"{type(error).__name__}: {error}")
+
+
+def require_room():
+    """Refuse to start where the disk has no room for what the jobs to run will write."""
+    from axiskit.estimate import REST, check_room, needed_disk
+    from axiskit.model_size import read_model_size
+
+    if not CFG.resources.check_disk:
+        return
+    jobs_at_once = N_CORES // THREADS if N_CORES else 1
+    size = read_model_size(MODEL_PATH, revision=CFG.model.revision)
+    needed = needed_disk(CFG, WORKLOAD, size, jobs_at_once=jobs_at_once)
+    rules = {job.rule.name for job in workflow.dag.needrun_jobs()} | {REST}
+    try:
+        check_room(
+            f"results/{MODEL}",
+            {stage: needed[stage] for stage in needed if stage in rules},
+        )
     except AxiskitError as error:
         raise WorkflowError(f"{type(error).__name__}: {error}")
 

@@ -24,9 +24,7 @@ from axiskit.roles import Role
 from axiskit.rollouts import shard_of
 from axiskit.speed import HARDWARE, Speed
 
-GB = 1e9
-GPU_SIZES_GB = (24, 40, 80, 141)
-_USABLE = 0.9  # of a GPU's memory: the rest is lost to fragments and what CUDA itself takes
+_GPU_BYTES = 0.9 * 2**30  # usable of what is sold as a GB: CUDA and fragments take their share
 _OVERHEAD_BYTES = 1e9  # of a process with torch in it
 _DISK_BYTES_PER_SECOND = 5e8  # at which later steps read activations
 
@@ -156,7 +154,7 @@ class Memory:
 
     def gpus_needed(self, memory_gb: float) -> int:
         """GPUs of this size that hold it."""
-        return math.ceil(self.total / (memory_gb * GB * _USABLE))
+        return math.ceil(self.total / (memory_gb * _GPU_BYTES))
 
 
 @dataclass(frozen=True)
@@ -168,6 +166,7 @@ class Estimate:
         wall_s: From start to end with ``jobs_at_once``; None: no speed is known.
         judge_usd: What a hosted judge costs; None: no price is known.
         download: Bytes that the cache of Hugging Face still lacks; None: not known.
+        gpu_sizes: Memory of GPUs that a job may be held against, GB.
     """
 
     workload: Workload
@@ -180,6 +179,8 @@ class Estimate:
     wall_s: float | None
     judge_usd: float | None
     download: float | None
+
+    gpu_sizes: tuple[int, ...] = (24, 40, 80, 141)
 
     @property
     def disk(self) -> float | None:
@@ -392,9 +393,7 @@ def stage_seconds(
     seconds["hold_conversation"] = (
         len(CONDITIONS) * speed.start_s
         + reading("hold_conversation", speed.read_s)
-        + len(CONDITIONS)
-        * answer_steps
-        * (rounds * speed.step_s + sum(turns) * speed.row_step_s)
+        + len(CONDITIONS) * answer_steps * (rounds * speed.step_s + sum(turns) * speed.row_step_s)
     )
     seconds["project_conversations"] = speed.start_s + reading(
         "project_conversations", speed.read_s
@@ -412,12 +411,7 @@ def stage_disk(
     Overheads of rows, files and columns are those of the formats, seen on finished runs.
     """
     n, n_shards = workload.n_rollouts, len(workload.shards)
-    text = (
-        n
-        * config.generation.max_new_tokens
-        * lengths.response_share
-        * lengths.bytes_per_token
-    )
+    text = n * config.generation.max_new_tokens * lengths.response_share * lengths.bytes_per_token
     tokens = stage_tokens(config, workload, lengths)
     written = tokens["hold_conversation"][1]
     spoken = written * lengths.bytes_per_token
@@ -445,7 +439,9 @@ def stage_disk(
     return disk | {
         "extract_activations": activations + 30 * n + 3000 * n_shards,
         "project_conversations": 8 * written + 600 * kept + 4 * kept * n_answers,
-        REST: kept * per_layer * (workload.n_roles + _N_COMPONENTS + 3)  # vectors, space, axis, caps
+        REST: kept
+        * per_layer
+        * (workload.n_roles + _N_COMPONENTS + 3)  # vectors, space, axis, caps
         + 90 * windows * len(config.capping.floor_quantiles)
         + n * (4 * kept + 12)  # projections
         + 600 * kept
@@ -474,9 +470,7 @@ def checkpoint_bytes(
     return activation_bytes(sum(largest), kept_layers(config, size), size.hidden_size)
 
 
-def job_memory(
-    config: Config, workload: Workload, size: ModelSize, lengths: Lengths
-) -> Memory:
+def job_memory(config: Config, workload: Workload, size: ModelSize, lengths: Lengths) -> Memory:
     """What a job that runs the model takes at most, in GPU memory, or in main memory on a CPU."""
     dtype = config.model.dtype
     longest = lengths.tokens(workload.longest_prompt_bytes) + config.generation.max_new_tokens
@@ -508,7 +502,7 @@ def gpu_warning(config: Config, memory: Memory, hardware: str) -> str | None:
     if gpus >= needed:
         return None
     return (
-        f"resources.gpus: {gpus} of {size_gb:g} GB, {needed} needed for {memory.total / GB:.0f} GB; "
+        f"resources.gpus: {gpus} of {size_gb:g} GB, {needed} needed for {show_bytes(memory.total)}; "
         "raise it, or lower generation.batch_size or activations.tokens_per_batch"
     )
 
@@ -528,6 +522,22 @@ def size_on_disk(paths: Iterable[Path]) -> int:
         files = path.rglob("*") if path.is_dir() else [path]
         total += sum(file.stat().st_size for file in files if file.is_file())
     return total
+
+
+def needed_disk(
+    config: Config,
+    workload: Workload,
+    size: ModelSize | None,
+    lengths: Lengths | None = None,
+    *,
+    jobs_at_once: int = 1,
+) -> dict[str, float]:
+    """Bytes that each stage takes in results/{model}/ at most; stages that nobody knows are left out."""
+    disk = stage_disk(config, workload, size, lengths or Lengths())
+    needed = {stage: n_bytes for stage, n_bytes in disk.items() if n_bytes is not None}
+    if "extract_activations" in needed:
+        needed["extract_activations"] += checkpoint_bytes(config, workload, size, jobs_at_once)
+    return needed
 
 
 def check_room(results: str | Path, needed: Mapping[str, float]) -> None:
@@ -571,6 +581,17 @@ def show_bytes(n_bytes: float) -> str:
     return f"{n_bytes:.3g} {unit}" if n_bytes < 1000 else f"{n_bytes:.0f} {unit}"
 
 
+def show_seconds(seconds: float) -> str:
+    """A time in words.
+
+    >>> show_seconds(42.4), show_seconds(330), show_seconds(8000)
+    ('42 s', '5.5 min', '2.2 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+
+
 def _wall_seconds(stages: Sequence[Stage], jobs_at_once: int) -> float:
     """All stages; those of several jobs side by side."""
     return sum(
@@ -588,6 +609,6 @@ def as_dict(estimate: Estimate) -> dict[str, Any]:
         "memory_total": estimate.memory.total if estimate.memory else None,
         "gpus_needed": {
             str(size): estimate.memory.gpus_needed(size) if estimate.memory else None
-            for size in GPU_SIZES_GB
+            for size in estimate.gpu_sizes
         },
     }

@@ -12,6 +12,7 @@ import torch
 
 from axiskit.artifacts import stage_metadata, write_table
 from axiskit.batching import length_sorted_batches, pad, run_halving
+from axiskit.estimate import activation_bytes, check_room
 from axiskit.journal import Journal
 from axiskit.layers import select_layers, target_layer
 from axiskit.models import (
@@ -83,15 +84,21 @@ def generate_responses(
     batch_size: int,
     layers: str | list[int],
     target_layer_setting: str | int,
+    n_rollouts_in_all: int | None = None,
 ) -> None:
     """Answer every question as every role of a shard and write responses/{shard}.parquet.
 
     Each finished response goes to the journal at once; a run that was killed asks only for what is
     missing. In float32 a response does not depend on shard, batch size or order.
 
+    Args:
+        n_rollouts_in_all: Rollouts of all shards, for whose activations the disk has to have room;
+            None: it is not looked at.
+
     Raises:
         RoleError, QuestionError, TemplateError, ModelError: Bad input, or layers (extracted later)
             that the model does not have; told before the model is loaded.
+        DiskError: There is no room for the activations that come next.
         NonFiniteError: The model's logits are not numbers; the rollout is named.
         WriteError: The disk is full; finished rows are kept.
     """
@@ -116,7 +123,11 @@ def generate_responses(
         chat_template_kwargs=chat_template_kwargs,
     )
     n_layers = model_facts["n_layers"]
-    target_layer(target_layer_setting, select_layers(layers, n_layers), n_layers)
+    selected = select_layers(layers, n_layers)
+    target_layer(target_layer_setting, selected, n_layers)
+    if n_rollouts_in_all is not None:
+        needed = activation_bytes(n_rollouts_in_all, len(selected), model_facts["hidden_size"])
+        check_room(Path(responses_path).parents[1], {"extract_activations": needed})
     sampling: Sampling = {
         "temperature": temperature,
         "top_p": top_p,

@@ -91,6 +91,7 @@ def _cached_folder(model_id: str, revision: str | None, download: bool) -> Path 
     try:
         found = huggingface_hub.try_to_load_from_cache(model_id, "config.json", revision=revision)
         if not isinstance(found, str) and download:
+            huggingface_hub.utils.logging.set_verbosity_error()  # each of its attempts
             found = huggingface_hub.hf_hub_download(model_id, "config.json", revision=revision)
     except (HFValidationError, HfHubHTTPError, OSError):  # no id, no access, no network
         return None

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from axiskit.config import Config, read_config
-from axiskit.errors import ConfigError, ModelError
+from axiskit.errors import ConfigError, DiskError, ModelError
 from axiskit.estimate import (
     Estimate,
     Lengths,
     Workload,
+    check_room,
     cpu_jobs_at_once,
     make_estimate,
+    needed_disk,
     plan_workload,
 )
 from axiskit.model_size import ModelSize, read_model_size
@@ -68,7 +70,11 @@ def find_workflow() -> Path:
 
 
 def read_plan(
-    config_files: Sequence[Path], *, directory: Path, model: str | None = None, download: bool = True
+    config_files: Sequence[Path],
+    *,
+    directory: Path,
+    model: str | None = None,
+    download: bool = True,
 ) -> Plan:
     """Read config files and all that they name.
 
@@ -113,7 +119,9 @@ def read_plan(
         results=results,
         model_path=model or model_path,
         size=read_model_size(
-            model or model_path, revision=None if model else config.model.revision, download=download
+            model or model_path,
+            revision=None if model else config.model.revision,
+            download=download,
         ),
         roles=roles,
         questions=questions,
@@ -154,6 +162,22 @@ def estimate_plan(
         speed=speed,
         jobs_at_once=at_once,
     )
+
+
+def room_left(plan: Plan, estimate: Estimate) -> DiskError | None:
+    """What :func:`axiskit.estimate.check_room` finds wrong for a whole run, where it can be told."""
+    needed = needed_disk(
+        plan.config,
+        plan.workload,
+        plan.size,
+        estimate.lengths,
+        jobs_at_once=estimate.jobs_at_once,
+    )
+    try:
+        check_room(plan.results, needed)
+    except DiskError as error:
+        return error
+    return None
 
 
 def _probe(plan: Plan, threads: int | None, jobs_at_once: int) -> tuple[Speed, Lengths]:

@@ -6,16 +6,19 @@ threads and as many jobs at once. It takes up to about two minutes: what does no
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from axiskit.config import Config
+from axiskit import errors
+from axiskit.config import Config, validate_config
+from axiskit.errors import AxiskitError, ModelError
 from axiskit.estimate import Lengths
 from axiskit.rollouts import Rollout
 from axiskit.speed import Speed
@@ -25,14 +28,6 @@ GENERATE_SECONDS = 50.0
 
 READ_SECONDS = 8.0
 """What reading for extraction may take, and what for the judge; one batch may take longer."""
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    speed: Speed
-    lengths: Lengths
 
 
 def run_probe(
@@ -64,29 +59,61 @@ def run_probe(
     """
     n_rows = min(config.generation.batch_size, len(rollouts))
     sample = [rollouts[i * len(rollouts) // n_rows] for i in range(n_rows)]
-    with ProcessPoolExecutor(jobs_at_once, multiprocessing.get_context("spawn")) as pool:
-        futures = [
-            pool.submit(
-                _measure,
-                time.time(),
-                config,
-                model_path,
-                sample,
-                neutral_prompt,
-                max(1, n_scripts),
-                threads,
-            )
-            for _ in range(jobs_at_once)
-        ]
-        measured = [future.result() for future in futures]
+    job = {
+        "config": config.model_dump(),
+        "model_path": model_path,
+        "sample": [asdict(rollout) for rollout in sample],
+        "neutral_prompt": neutral_prompt,
+        "n_scripts": max(1, n_scripts),
+        "threads": threads,
+    }
+    processes = []
+    for _ in range(jobs_at_once):
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from axiskit.probe import main; main()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append((process, json.dumps({**job, "started": time.time()})))
+    with ThreadPoolExecutor(jobs_at_once) as pool:
+        found = list(pool.map(lambda one: _result(*one), processes))
     jobs = f"{jobs_at_once} at once" if jobs_at_once > 1 else "one at a time"
     source = f"probe: jobs of {threads} threads, {jobs}" if threads else "probe on a GPU"
-    speeds = [one.speed for one in measured]
-    names = ("import_s", "start_s", "step_s", "row_step_s", "read_s", "judge_s")
-    return (
-        Speed(source, **{name: fmean(getattr(speed, name) for speed in speeds) for name in names}),
-        measured[0].lengths,
-    )
+    speeds = [one["speed"] for one in found]
+    means = {name: fmean(speed[name] for speed in speeds) for name in speeds[0]}
+    return Speed(source, **means), Lengths(**found[0]["lengths"])
+
+
+def _result(process: subprocess.Popen[str], job: str) -> dict[str, Any]:
+    """What a process measured; its error, raised here."""
+    try:
+        out, text = process.communicate(job)
+    except BaseException:
+        process.kill()
+        raise
+    if process.returncode == 0:
+        return dict(json.loads(out))
+    last = (text.strip().splitlines() or ["no reason given"])[-1]
+    name, _, message = last.partition(": ")
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, AxiskitError):
+        raise kind(message)
+    raise ModelError(f"{json.loads(job)['model_path']}: the probe (--probe) failed: {last}")
+
+
+def main() -> None:
+    """Measure in a process of its own: a job as JSON on stdin, what was found as JSON on stdout."""
+    job = json.load(sys.stdin)
+    config = validate_config(job.pop("config"))
+    sample = [Rollout(**row) for row in job.pop("sample")]
+    out, sys.stdout = sys.stdout, sys.stderr  # libraries may print
+    try:
+        speed, lengths = _measure(config=config, sample=sample, **job)
+    except AxiskitError as error:
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    json.dump({"speed": speed, "lengths": asdict(lengths)}, out)
 
 
 def _measure(
@@ -97,8 +124,8 @@ def _measure(
     neutral_prompt: str,
     n_scripts: int,
     threads: int | None,
-) -> _Measured:
-    """One job's speed: in a process of its own, started at ``started``."""
+) -> tuple[dict[str, float], Lengths]:
+    """One job's numbers of :class:`Speed`, counted from ``started``; and the sample's lengths."""
     import pyarrow  # noqa: F401  (what jobs without a model import, too)
     import torch
 
@@ -152,10 +179,21 @@ def _measure(
     judge_s = 0.0
     if not config.judge.is_hosted:
         judge_s = _seconds_a_token(judged, budget, lambda t, m: log_likelihoods(model, t, m))
-    return _Measured(
-        Speed("", import_s, start_s, step_s, row_step_s, read_s, judge_s),
-        _lengths(tokenizer, prompts, sample, answers, steps, config),
-    )
+    speed = {
+        "import_s": import_s,
+        "start_s": start_s,
+        "step_s": step_s,
+        "row_step_s": row_step_s,
+        "read_s": read_s,
+        "judge_s": judge_s,
+        "core_share": _core_share(started, threads),
+    }
+    return speed, _lengths(tokenizer, prompts, sample, answers, steps, config)
+
+
+def _core_share(started: float, threads: int | None) -> float:
+    """Of the threads' time the part that they ran; 1 where they wait for a GPU."""
+    return min(1.0, time.process_time() / (time.time() - started) / threads) if threads else 1.0
 
 
 def _generating(

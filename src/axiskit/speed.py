@@ -35,6 +35,7 @@ class Speed:
         row_step_s: What each row adds to a step.
         read_s: A token read: in prompts, extraction, conversations.
         judge_s: A token read for its likelihood.
+        core_share: What a probe got of its cores; much below 1 other work slowed it down.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Speed:
     row_step_s: float
     read_s: float
     judge_s: float
+    core_share: float = 1.0
 
 
 @dataclass(frozen=True)

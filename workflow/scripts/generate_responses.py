@@ -28,4 +28,5 @@ generate_responses(
     layers=snakemake.config["activations"]["layers"],
     target_layer_setting=snakemake.config["model"]["target_layer"],
     batch_size=snakemake.config["generation"]["batch_size"],
+    n_rollouts_in_all=snakemake.config["n_rollouts"],
 )
