@@ -515,7 +515,9 @@ def estimate(
         f"speed: {found.speed.source if found.speed else 'unknown; --probe or --hardware tells it'}"
     )
     if found.speed and found.speed.core_share < _QUIET:
-        text = f"the probe got {found.speed.core_share:.0%} of its cores: other work runs here, and "
+        text = (
+            f"the probe got {found.speed.core_share:.0%} of its cores: other work runs here, and "
+        )
         note(Text(text + "times are too long by as much; probe again when it is quiet", "yellow"))
     if hardware and found.memory and plan.config.resources.gpus:
         warning = gpu_warning(plan.config, found.memory, hardware)

@@ -335,7 +335,7 @@ def read_config(files: Sequence[str | Path]) -> Config:
     """Lay config files over each other, as Snakemake does, and check the result.
 
     Args:
-        files: In order of precedence, the strongest last. Mappings are merged, all else is replaced.
+        files: In order of precedence, the strongest last. Mappings are merged, the rest replaced.
 
     Raises:
         ConfigError: A file cannot be read, or :func:`validate_config` refuses the result.

@@ -501,8 +501,9 @@ def gpu_warning(config: Config, memory: Memory, hardware: str) -> str | None:
     needed = memory.gpus_needed(size_gb)
     if gpus >= needed:
         return None
+    total = show_bytes(memory.total)
     return (
-        f"resources.gpus: {gpus} of {size_gb:g} GB, {needed} needed for {show_bytes(memory.total)}; "
+        f"resources.gpus: {gpus} of {size_gb:g} GB, {needed} needed for {total}; "
         "raise it, or lower generation.batch_size or activations.tokens_per_batch"
     )
 
@@ -532,7 +533,7 @@ def needed_disk(
     *,
     jobs_at_once: int = 1,
 ) -> dict[str, float]:
-    """Bytes that each stage takes in results/{model}/ at most; stages that nobody knows are left out."""
+    """Bytes that each stage takes in results/{model}/ at most, where it is known."""
     disk = stage_disk(config, workload, size, lengths or Lengths())
     needed = {stage: n_bytes for stage, n_bytes in disk.items() if n_bytes is not None}
     if "extract_activations" in needed:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from axiskit.config import Config, read_config
 from axiskit.errors import ConfigError, DiskError, ModelError
@@ -25,6 +26,9 @@ from axiskit.roles import Role, load_roles
 from axiskit.rollouts import plan_rollouts
 from axiskit.speed import Speed, profile_speed
 from axiskit.transcripts import find_scripts, load_script
+
+if TYPE_CHECKING:
+    from axiskit.probe import Clock
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def estimate_plan(
     at_once = jobs_at_once or at_once
     lengths, speed = Lengths(), None
     if probe:
-        speed, lengths = _probe(plan, threads, at_once if threads else 1)
+        speed, lengths = probe_plan(plan, threads, at_once if threads else 1)
     elif hardware and plan.size:
         generation = plan.config.generation
         context = lengths.tokens(plan.workload.prompt_bytes) + generation.max_new_tokens / 2
@@ -165,7 +169,7 @@ def estimate_plan(
 
 
 def room_left(plan: Plan, estimate: Estimate) -> DiskError | None:
-    """What :func:`axiskit.estimate.check_room` finds wrong for a whole run, where it can be told."""
+    """What :func:`axiskit.estimate.check_room` says to a whole run; None: nothing."""
     needed = needed_disk(
         plan.config,
         plan.workload,
@@ -180,7 +184,14 @@ def room_left(plan: Plan, estimate: Estimate) -> DiskError | None:
     return None
 
 
-def _probe(plan: Plan, threads: int | None, jobs_at_once: int) -> tuple[Speed, Lengths]:
+def probe_plan(
+    plan: Plan, threads: int | None, jobs_at_once: int, clock: Clock = "wall"
+) -> tuple[Speed, Lengths]:
+    """Run :func:`axiskit.probe.run_probe` on a plan.
+
+    Raises:
+        ModelError: There is no model yet, or it cannot be loaded.
+    """
     from axiskit.probe import run_probe
 
     config = plan.config
@@ -207,4 +218,5 @@ def _probe(plan: Plan, threads: int | None, jobs_at_once: int) -> tuple[Speed, L
         n_scripts=len(plan.scripts),
         threads=threads,
         jobs_at_once=jobs_at_once,
+        clock=clock,
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from axiskit import errors
 from axiskit.config import Config, validate_config
@@ -25,6 +25,9 @@ from axiskit.speed import Speed
 
 GENERATE_SECONDS = 50.0
 """What generating a full batch may take; the tokens are made fewer, or the rows."""
+
+Clock = Literal["wall", "cpu"]
+_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 READ_SECONDS = 8.0
 """What reading for extraction may take, and what for the judge; one batch may take longer."""
@@ -39,6 +42,7 @@ def run_probe(
     n_scripts: int,
     threads: int | None,
     jobs_at_once: int,
+    clock: Clock = "wall",
 ) -> tuple[Speed, Lengths]:
     """Measure speed, and the lengths of prompts and responses.
 
@@ -50,6 +54,8 @@ def run_probe(
         n_scripts: Conversations that are held side by side.
         threads: Of each job; None: as torch wants it (a GPU).
         jobs_at_once: Processes that measure side by side, as jobs would run.
+        clock: ``cpu`` counts seconds of the processor; with jobs of one thread these are what a
+            quiet machine needs, whatever else runs now.
 
     Returns:
         Means over the processes.
@@ -66,6 +72,7 @@ def run_probe(
         "neutral_prompt": neutral_prompt,
         "n_scripts": max(1, n_scripts),
         "threads": threads,
+        "clock": clock,
     }
     processes = []
     for _ in range(jobs_at_once):
@@ -118,6 +125,7 @@ def main() -> None:
 
 def _measure(
     started: float,
+    clock: Clock,
     config: Config,
     model_path: str,
     sample: Sequence[Rollout],
@@ -126,8 +134,13 @@ def _measure(
     threads: int | None,
 ) -> tuple[dict[str, float], Lengths]:
     """One job's numbers of :class:`Speed`, counted from ``started``; and the sample's lengths."""
-    import pyarrow  # noqa: F401  (what jobs without a model import, too)
     import torch
+
+    from axiskit import vectors  # noqa: F401  (one of the jobs without a model)
+
+    now = _CLOCKS[clock]
+    start = 0.0 if clock == "cpu" else now() - (time.time() - started)
+    import_s = now() - start
 
     from axiskit.activations import encode_response, mean_activations
     from axiskit.layers import decoder_blocks, select_layers
@@ -135,7 +148,6 @@ def _measure(
     from axiskit.models import load_model
     from axiskit.templates import chat_messages, render_prompt
 
-    import_s = time.time() - started
     if threads:
         torch.set_num_threads(threads)
     kwargs = config.model.chat_template_kwargs
@@ -145,7 +157,7 @@ def _measure(
         dtype=config.model.dtype,
         chat_template_kwargs=kwargs,
     )
-    start_s = time.time() - started
+    start_s = now() - start
 
     prompts = [
         tokenizer(
@@ -159,7 +171,7 @@ def _measure(
         for rollout in sample
     ]
     step_s, row_step_s, answers, steps = _generating(
-        model, tokenizer, prompts, sample, config, n_scripts
+        model, tokenizer, prompts, sample, config, n_scripts, now
     )
     layers = select_layers(config.activations.layers, len(decoder_blocks(model)))
     read = [
@@ -174,11 +186,14 @@ def _measure(
     ]
     budget = config.activations.tokens_per_batch
     read_s = _seconds_a_token(
-        read, budget, lambda t, m: mean_activations(model, t, m, layers, tokenizer.pad_token_id)
+        read,
+        budget,
+        now,
+        lambda t, m: mean_activations(model, t, m, layers, tokenizer.pad_token_id),
     )
     judge_s = 0.0
     if not config.judge.is_hosted:
-        judge_s = _seconds_a_token(judged, budget, lambda t, m: log_likelihoods(model, t, m))
+        judge_s = _seconds_a_token(judged, budget, now, lambda t, m: log_likelihoods(model, t, m))
     speed = {
         "import_s": import_s,
         "start_s": start_s,
@@ -203,12 +218,13 @@ def _generating(
     sample: Sequence[Rollout],
     config: Config,
     n_scripts: int,
+    now: Callable[[], float],
 ) -> tuple[float, float, list[dict[str, Any]], int]:
     """Seconds of a step and of each of its rows, from two batches; the larger one's responses."""
     from axiskit.generation import sample_responses
 
     def generate(rows: int, n_tokens: int) -> tuple[float, list[dict[str, Any]]]:
-        start = time.perf_counter()
+        start = now()
         answers = sample_responses(
             model,
             tokenizer,
@@ -219,7 +235,7 @@ def _generating(
             top_p=config.generation.top_p,
             max_new_tokens=n_tokens,
         )
-        return time.perf_counter() - start, answers
+        return now() - start, answers
 
     few = min(n_scripts, len(prompts))
     most = config.generation.max_new_tokens
@@ -255,6 +271,7 @@ def _steps_of(row: Mapping[str, Any]) -> int:
 def _seconds_a_token(
     texts: Sequence[tuple[list[int], list[bool]]],
     tokens_per_batch: int,
+    now: Callable[[], float],
     compute: Callable[[Any, Any], object],
 ) -> float:
     """Of length-sorted batches, until the time is up; the shortest text comes first, to warm up."""
@@ -268,9 +285,9 @@ def _seconds_a_token(
     )
 
     def run(batch: list[int]) -> tuple[float, int]:
-        start = time.perf_counter()
+        start = now()
         compute([texts[i][0] for i in batch], [texts[i][1] for i in batch])
-        return time.perf_counter() - start, sum(len(texts[i][0]) for i in batch)
+        return now() - start, sum(len(texts[i][0]) for i in batch)
 
     run(batches[-1][-1:])
     seconds, tokens = 0.0, 0

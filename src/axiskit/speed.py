@@ -89,7 +89,7 @@ def hardware_named(name: str) -> Hardware:
 
 
 def profile_speed(name: str, size: ModelSize, dtype: str, context: float) -> Speed:
-    """The speed of a model by a GPU's data sheet: bound by arithmetic, bandwidth or kernel launches.
+    """The speed of a model by a GPU's data sheet: by arithmetic, bandwidth or launches.
 
     A model spread over several GPUs runs on one of them after the other, so it is no faster.
 

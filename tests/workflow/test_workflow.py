@@ -17,6 +17,8 @@ from conftest import ROOT, save_tiny_model
 from axiskit.artifacts import load_activations, read_table
 from axiskit.axis import load_axis
 from axiskit.capping import capping_floors, load_capping_config
+from axiskit.estimate import PLACES, size_on_disk
+from axiskit.preflight import estimate_plan, read_plan
 from axiskit.vectors import load_role_vectors
 
 pytestmark = pytest.mark.workflow
@@ -98,6 +100,32 @@ def planned(folder):
     jobs = dict(line.split() for line in table.group(1).splitlines())
     jobs.pop("all", None)
     return {name: int(count) for name, count in jobs.items()}
+
+
+def test_the_disk_is_estimated_within_a_factor_of_two(finished):
+    plan = read_plan([finished / "config.yaml"], directory=finished)
+    found = estimate_plan(plan)
+    for stage in found.stages:
+        actual = size_on_disk(finished / RESULTS / place for place in PLACES[stage.name])
+        assert stage.disk is not None
+        assert 0.5 < stage.disk / actual < 2, (stage.name, stage.disk, actual)
+
+
+def test_a_run_that_does_not_fit_on_the_disk_is_refused(tmp_path):
+    folder = make_project(tmp_path)
+    path = folder / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**12}))
+    run = snakemake(folder, check=False)
+    assert run.returncode == 1
+    assert "DiskError: results/tiny: " in run.stderr
+    assert "GB of it by extract_activations" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (folder / RESULTS / "responses").exists()
+    # switched off, the job starts, and fails for its own reason
+    edit_config("resources", "check_disk", False)(folder)
+    again = snakemake(folder, check=False)
+    assert "DiskError" not in again.stderr
+    assert (folder / RESULTS / "logs" / "generate_responses").exists()
 
 
 PLOTS = {
