@@ -396,7 +396,7 @@ def stage_seconds(
         + len(CONDITIONS) * answer_steps * (rounds * speed.step_s + sum(turns) * speed.row_step_s)
     )
     seconds["project_conversations"] = speed.start_s + reading(
-        "project_conversations", speed.read_s
+        "project_conversations", speed.alone_s
     )
     if rest_bytes is not None:
         seconds[REST] = _REST_JOBS * speed.import_s + rest_bytes / _DISK_BYTES_PER_SECOND

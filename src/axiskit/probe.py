@@ -30,7 +30,7 @@ Clock = Literal["wall", "cpu"]
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 READ_SECONDS = 8.0
-"""What reading for extraction may take, and what for the judge; one batch may take longer."""
+"""What each way of reading may take; one batch may take longer."""
 
 
 def run_probe(
@@ -191,6 +191,9 @@ def _measure(
         now,
         lambda t, m: mean_activations(model, t, m, layers, tokenizer.pad_token_id),
     )
+    alone_s = _seconds_a_token(
+        read, 1, now, lambda t, m: mean_activations(model, t, m, layers, tokenizer.pad_token_id)
+    )
     judge_s = 0.0
     if not config.judge.is_hosted:
         judge_s = _seconds_a_token(judged, budget, now, lambda t, m: log_likelihoods(model, t, m))
@@ -200,6 +203,7 @@ def _measure(
         "step_s": step_s,
         "row_step_s": row_step_s,
         "read_s": read_s,
+        "alone_s": alone_s,
         "judge_s": judge_s,
         "core_share": _core_share(started, threads),
     }
