@@ -264,7 +264,14 @@ def make_estimate(
     lengths = lengths or Lengths()
     disk = stage_disk(config, workload, size, lengths)
     tokens = stage_tokens(config, workload, lengths)
-    seconds = stage_seconds(config, workload, lengths, speed, disk[REST])
+    activations = disk["extract_activations"]
+    seconds = stage_seconds(
+        config,
+        workload,
+        lengths,
+        speed,
+        bytes_read=None if activations is None else 2 * activations,  # for vectors, and projections
+    )
     n_shards = len(workload.shards)
     jobs = {
         "fetch_model": 1,
@@ -277,7 +284,8 @@ def make_estimate(
         Stage(
             name,
             jobs.get(name, n_shards),
-            *tokens.get(name, (None, None)),
+            tokens_read=tokens[name][0] if name in tokens else None,
+            tokens_written=tokens[name][1] if name in tokens else None,
             seconds=seconds.get(name),
             gpus=0 if name in hosted else config.resources.gpus,
             disk=disk[name],
@@ -362,11 +370,18 @@ def stage_seconds(
     workload: Workload,
     lengths: Lengths,
     speed: Speed | None,
-    rest_bytes: float | None,
+    bytes_read: float | None,
 ) -> dict[str, float]:
     """Seconds of all jobs of each stage, where they can be told.
 
     A stage's batches are decoded step by step, until the longest response of each has ended.
+
+    Args:
+        config: The config.
+        workload: What it asks for.
+        lengths: How long prompts and responses are.
+        speed: None: no times are known.
+        bytes_read: What the later steps read of the disk.
     """
     if speed is None:
         return {}
@@ -398,8 +413,8 @@ def stage_seconds(
     seconds["project_conversations"] = speed.start_s + reading(
         "project_conversations", speed.alone_s
     )
-    if rest_bytes is not None:
-        seconds[REST] = _REST_JOBS * speed.import_s + rest_bytes / _DISK_BYTES_PER_SECOND
+    if bytes_read is not None:
+        seconds[REST] = _REST_JOBS * speed.import_s + bytes_read / _DISK_BYTES_PER_SECOND
     return seconds
 
 

@@ -6,6 +6,7 @@ Light on purpose (no torch, no transformers): the Snakefile asks before the firs
 from __future__ import annotations
 
 import json
+import logging
 import math
 import struct
 from collections.abc import Mapping
@@ -91,7 +92,7 @@ def _cached_folder(model_id: str, revision: str | None, download: bool) -> Path 
     try:
         found = huggingface_hub.try_to_load_from_cache(model_id, "config.json", revision=revision)
         if not isinstance(found, str) and download:
-            huggingface_hub.utils.logging.set_verbosity_error()  # each of its attempts
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its attempts
             found = huggingface_hub.hf_hub_download(model_id, "config.json", revision=revision)
     except (HFValidationError, HfHubHTTPError, OSError):  # no id, no access, no network
         return None

@@ -269,7 +269,7 @@ def _step_seconds(run: tuple[float, list[dict[str, Any]]], first: float) -> floa
 
 
 def _steps_of(row: Mapping[str, Any]) -> int:
-    return int(row["n_tokens"]) + (row["finish_reason"] == "stop")
+    return int(row["n_tokens"]) + int(row["finish_reason"] == "stop")
 
 
 def _seconds_a_token(

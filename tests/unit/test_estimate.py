@@ -103,7 +103,7 @@ def test_tokens_are_those_worked_out_by_hand():
 
 def test_seconds_count_starts_batches_rows_and_tokens():
     config = a_config()
-    seconds = stage_seconds(config, a_workload(config), LENGTHS, SPEED, rest_bytes=1e9)
+    seconds = stage_seconds(config, a_workload(config), LENGTHS, SPEED, bytes_read=1e9)
     prompt = (272 / 12 + 8) / 4 + 10
     # three batches of four rows, each of 20 steps: the longest response decides
     assert seconds["generate_responses"] == pytest.approx(

@@ -114,18 +114,19 @@ def test_the_disk_is_estimated_within_a_factor_of_two(finished):
 def test_a_run_that_does_not_fit_on_the_disk_is_refused(tmp_path):
     folder = make_project(tmp_path)
     path = folder / "model" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**12}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": 10**15}))
     run = snakemake(folder, check=False)
     assert run.returncode == 1
     assert "DiskError: results/tiny: " in run.stderr
     assert "GB of it by extract_activations" in run.stderr
     assert "Traceback" not in run.stderr
     assert not (folder / RESULTS / "responses").exists()
-    # switched off, the job starts, and fails for its own reason
+    # switched off, a job starts, and fails for a reason of its own
     edit_config("resources", "check_disk", False)(folder)
+    edit_config("activations", "layers", [99])(folder)
     again = snakemake(folder, check=False)
     assert "DiskError" not in again.stderr
-    assert (folder / RESULTS / "logs" / "generate_responses").exists()
+    assert "ModelError: layer 99" in again.stderr
 
 
 PLOTS = {
