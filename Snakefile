@@ -47,6 +47,7 @@ onstart:
     require_engine()
     require_judge_key()
     require_gpus()
+    require_room()
 
 
 onsuccess:

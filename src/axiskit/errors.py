@@ -43,6 +43,10 @@ class WriteError(AxiskitError):
     """A file cannot be written (disk full, quota, permission)."""
 
 
+class DiskError(AxiskitError):
+    """The disk has less room than what is still to be written needs."""
+
+
 class VectorError(AxiskitError):
     """Too few roles or responses are left to compute with."""
 

@@ -18,6 +18,8 @@ from axiskit.artifacts import load_activations, read_table
 from axiskit.axis import load_axis
 from axiskit.capping import capping_floors, load_capping_config
 from axiskit.describe import describe
+from axiskit.estimate import PLACES, size_on_disk
+from axiskit.preflight import estimate_plan, read_plan
 from axiskit.rollouts import shard_of
 from axiskit.traits import load_trait_vectors
 from axiskit.vectors import load_role_vectors
@@ -101,6 +103,33 @@ def planned(folder):
     jobs = dict(line.split() for line in table.group(1).splitlines())
     jobs.pop("all", None)
     return {name: int(count) for name, count in jobs.items()}
+
+
+def test_the_disk_is_estimated_within_a_factor_of_two(finished):
+    plan = read_plan([finished / "config.yaml"], directory=finished)
+    found = estimate_plan(plan)
+    for stage in found.stages:
+        actual = size_on_disk(finished / RESULTS / place for place in PLACES[stage.name])
+        assert stage.disk is not None
+        assert 0.5 < stage.disk / actual < 2, (stage.name, stage.disk, actual)
+
+
+def test_a_run_that_does_not_fit_on_the_disk_is_refused(tmp_path):
+    folder = make_project(tmp_path)
+    path = folder / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": 10**15}))
+    run = snakemake(folder, check=False)
+    assert run.returncode == 1
+    assert "DiskError: results/tiny: " in run.stderr
+    assert "GB of it by extract_activations" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (folder / RESULTS / "responses").exists()
+    # switched off, a job starts, and fails for a reason of its own
+    edit_config("resources", "check_disk", False)(folder)
+    edit_config("activations", "layers", [99])(folder)
+    again = snakemake(folder, check=False)
+    assert "DiskError" not in again.stderr
+    assert "ModelError: layer 99" in again.stderr
 
 
 PLOTS = {

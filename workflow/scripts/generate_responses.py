@@ -35,4 +35,5 @@ generate_responses(
     batch_size=snakemake.config["generation"]["batch_size"],
     n_gpus=snakemake.config["resources"]["gpus"],
     vllm=snakemake.config["generation"]["vllm"],
+    n_rollouts_in_all=snakemake.config["n_rollouts"],
 )
