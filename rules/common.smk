@@ -208,10 +208,10 @@ def require_judge_key():
 
 def require_gpus():
     """Refuse fewer GPUs for all jobs than one needs: Snakemake would run it with those."""
-    limit = workflow.global_resources.get("gpu")
-    if limit is not None and limit.value < MODEL_GPUS:
+    limits = workflow.global_resources
+    if "gpu" in limits and limits["gpu"].value < MODEL_GPUS:
         raise WorkflowError(
-            f"--resources gpu={limit.value}: {MODEL_GPUS} needed by each job that runs the model "
+            f"--resources gpu={limits['gpu'].value}: {MODEL_GPUS} needed by each job that runs the model "
             "(resources.gpus); raise the one or lower the other"
         )
 
