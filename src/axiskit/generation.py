@@ -105,8 +105,7 @@ def generate_responses(
     Raises:
         ConfigError: vLLM is not installed.
         RoleError, QuestionError, TemplateError, ModelError: Bad input, or layers (extracted later)
-            that the model does not have; told before the model is loaded.
-        ModelError: vLLM cannot start, or a prompt and its response are longer than the model reads.
+            that the model does not have; told before the model is loaded. It cannot be loaded.
         NonFiniteError: The model's logits are not numbers; the rollout is named.
         WriteError: The disk is full; finished rows are kept.
     """
@@ -253,8 +252,8 @@ def _with_vllm(
     if limit is not None and longest + sampling["max_new_tokens"] > limit:
         raise ModelError(
             f"rollout {rollouts[i].rollout_id}: {longest} tokens of prompt and "
-            f"{sampling['max_new_tokens']} of response (generation.max_new_tokens), the model reads "
-            f"{limit}; lower it, or shorten the prompt"
+            f"{sampling['max_new_tokens']} of response (generation.max_new_tokens), the model "
+            f"reads {limit}; lower it, or shorten the prompt"
         )
     stops = read_stop_token_ids(
         facts["path"], tokenizer, revision=facts["revision"], **facts["chat_template_kwargs"]
