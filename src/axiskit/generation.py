@@ -109,8 +109,7 @@ def generate_responses(
     Raises:
         ConfigError: vLLM is not installed.
         RoleError, QuestionError, TemplateError, ModelError: Bad input, or layers (extracted later)
-            that the model does not have; told before the model is loaded.
-        ModelError: vLLM cannot start, or a prompt and its response are longer than the model reads.
+            that the model does not have; told before the model is loaded. It cannot be loaded.
         DiskError: There is no room for the activations that come next.
         NonFiniteError: The model's logits are not numbers; the rollout is named.
         WriteError: The disk is full; finished rows are kept.

@@ -16,6 +16,7 @@ from axiskit.generation import RESPONSES, generate_responses
 from axiskit.likelihood import log_likelihoods
 from axiskit.models import load_model, load_tokenizer, read_stop_token_ids
 from axiskit.rollouts import digest
+from axiskit.templates import chat_messages, render_prompt
 from axiskit.vllm_engine import sample_batches, version
 
 # not "vllm" alone: that this folder would be, too
@@ -148,30 +149,35 @@ def test_nan_in_a_weight_and_what_vllm_refuses_are_one_clear_error(wide_model, t
 
 
 def test_kill_9_in_a_workflow_then_the_same_command(wide_model, tmp_path):
-    target = "responses/000.parquet"
-    tables = []
-    for name, batch_size in (("torn", 4), ("smooth", 9)):
-        folder = make_project(
-            tmp_path / name,
-            generation={
-                "engine": "vllm",
-                "temperature": 0.9,
-                "max_new_tokens": 8,
-                "batch_size": batch_size,
-                "vllm": VLLM,
-            },
+    sampling = {"temperature": 0.9, "top_p": 0.95, "max_new_tokens": 8}
+    folder = make_project(
+        tmp_path / "torn",
+        generation={"engine": "vllm", "batch_size": 4, "vllm": VLLM, **sampling},
+    )
+    edit_config(None, "shards", 1)(folder)
+    shutil.rmtree(folder / "model")
+    shutil.copytree(wide_model, folder / "model")
+    kill_after(6, "generate_responses", folder, "responses/000.parquet")
+    assert len(journal_keys(folder, "generate_responses")) == 6
+    snakemake(folder, "--rerun-incomplete", "results/tiny/responses/000.parquet")
+    table, metadata = read_table(folder / "results" / "tiny" / "responses" / "000.parquet")
+    assert table.schema.remove_metadata() == RESPONSES
+    assert metadata["stages"]["generate_responses"]["engine"] == "vllm"
+    keys = journal_keys(folder, "generate_responses")
+    assert len(keys) == len(set(keys)) == table.num_rows == 36
+
+    rows = table.to_pylist()  # the same as without a kill, in one batch
+    tokenizer = load_tokenizer(str(wide_model))
+    talks = [chat_messages(tokenizer, row["system_prompt"], row["question"]) for row in rows]
+    [(_, answers)] = sample_batches(
+        [tokenizer(render_prompt(tokenizer, talk)).input_ids for talk in talks],
+        seeds=[row["seed"] for row in rows],
+        names=[row["rollout_id"] for row in rows],
+        batch_size=36,
+        **settings_for(wide_model, **sampling),
+    )
+    for row, answer in zip(rows, answers, strict=True):
+        assert row["response"] == tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        assert row["log_likelihood"] == pytest.approx(
+            math.fsum(answer.log_likelihoods[: row["n_tokens"]]), abs=1e-3
         )
-        edit_config(None, "shards", 1)(folder)
-        shutil.rmtree(folder / "model")
-        shutil.copytree(wide_model, folder / "model")
-        if name == "torn":
-            kill_after(6, "generate_responses", folder, target)
-            assert len(journal_keys(folder, "generate_responses")) == 6
-        snakemake(folder, "--rerun-incomplete", f"results/tiny/{target}")
-        table, metadata = read_table(folder / "results" / "tiny" / target)
-        assert table.schema.remove_metadata() == RESPONSES
-        assert metadata["stages"]["generate_responses"]["engine"] == "vllm"
-        keys = journal_keys(folder, "generate_responses")
-        assert len(keys) == len(set(keys)) == table.num_rows == 36
-        tables.append(table.drop_columns(["log_likelihood"]).to_pylist())
-    assert tables[0] == tables[1]
