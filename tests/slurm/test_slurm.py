@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -90,6 +91,9 @@ def test_memory_scancel_and_kill_9_lose_nothing_and_change_nothing(tmp_path):
         },
     )
 
+    elsewhere = ThreadPoolExecutor()
+    expected = elsewhere.submit(snakemake, local, AXIS)  # while the other waits for Slurm
+
     def reached(name):
         """Number and GPU of the job that waits."""
         return lambda: markers[name].exists() and markers[name].read_text().split()
@@ -118,9 +122,10 @@ def test_memory_scancel_and_kill_9_lose_nothing_and_change_nothing(tmp_path):
     subprocess.run(command(remote, "--unlock"), check=True, capture_output=True)
     log = tmp_path / "second.log"
     again = shlex.join(command(remote, AXIS))
-    job = ["sbatch", "--wait", "--output", str(log), "--wrap", again]
-    subprocess.run(job, env=os.environ | fuse, check=False, timeout=PATIENCE_S)
-    assert (remote / AXIS).exists(), log.read_text()
+    job = ["sbatch", "--wait", "--mem=1000", "--output", str(log), "--wrap", again]
+    second = subprocess.Popen(job, env=os.environ | fuse)
+    wait_until((remote / AXIS).exists, second, log)
+    assert second.wait(PATIENCE_S) == 0, log.read_text()
 
     jobs = slurm_jobs()
     attempts = defaultdict(list)
@@ -139,5 +144,5 @@ def test_memory_scancel_and_kill_9_lose_nothing_and_change_nothing(tmp_path):
     for stage, rows in (("generate_responses", 36), ("judge_responses", 30)):
         keys = journal_keys(remote, stage)
         assert len(keys) == len(set(keys)) == rows
-    snakemake(local, AXIS)
+    expected.result()
     assert torch.equal(load_axis(remote / AXIS), load_axis(local / AXIS))
