@@ -206,7 +206,7 @@ def test_what_changes_a_response_changes_its_key(shard, change):
 
 
 def test_no_room_for_the_activations_is_told_before_the_weights_are_read(shard):
-    with pytest.raises(DiskError, match="free, .* needed .* by extract_activations"):
+    with pytest.raises(DiskError, match=r"free, .* needed .* by extract_activations"):
         generate_responses(**shard | {"n_rollouts_in_all": 10**15})
     assert not Path(shard["journal_folder"]).exists()
     generate_responses(**shard | {"n_rollouts_in_all": 12})
