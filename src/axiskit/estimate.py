@@ -415,7 +415,7 @@ def stage_seconds(
         + len(CONDITIONS) * answer_steps * (rounds * speed.step_s + sum(turns) * speed.row_step_s)
     )
     seconds["project_conversations"] = speed.start_s + reading(
-        "project_conversations", speed.alone_s
+        "project_conversations", speed.read_s
     )
     if bytes_read is not None:
         seconds[REST] = _REST_JOBS * speed.import_s + bytes_read / _DISK_BYTES_PER_SECOND

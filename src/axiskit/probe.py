@@ -191,9 +191,6 @@ def _measure(
         now,
         lambda t, m: mean_activations(model, t, m, layers, tokenizer.pad_token_id),
     )
-    alone_s = _seconds_a_token(
-        read, 1, now, lambda t, m: mean_activations(model, t, m, layers, tokenizer.pad_token_id)
-    )
     judge_s = 0.0
     if not config.judge.is_hosted:
         judge_s = _seconds_a_token(judged, budget, now, lambda t, m: log_likelihoods(model, t, m))
@@ -203,7 +200,6 @@ def _measure(
         "step_s": step_s,
         "row_step_s": row_step_s,
         "read_s": read_s,
-        "alone_s": alone_s,
         "judge_s": judge_s,
         "core_share": _core_share(started, threads),
     }

@@ -33,8 +33,7 @@ class Speed:
         start_s: Until a job has its model loaded.
         step_s: A decoding step, whatever the rows of its batch.
         row_step_s: What each row adds to a step.
-        read_s: A token read in a batch: of prompts, in extraction.
-        alone_s: A token of a text that is read alone, without padding, as conversations are.
+        read_s: A token read: in prompts, extraction, conversations.
         judge_s: A token read for its likelihood.
         core_share: What a probe got of its cores; much below 1 other work slowed it down.
     """
@@ -45,7 +44,6 @@ class Speed:
     step_s: float
     row_step_s: float
     read_s: float
-    alone_s: float
     judge_s: float
     core_share: float = 1.0
 
@@ -116,6 +114,5 @@ def profile_speed(name: str, size: ModelSize, dtype: str, context: float) -> Spe
         step_s=max(weights / bandwidth, size.n_layers * LAYER_SECONDS),
         row_step_s=max(context * size.kv_bytes(dtype) / bandwidth, read_s),
         read_s=read_s,
-        alone_s=read_s,
         judge_s=read_s,
     )

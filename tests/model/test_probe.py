@@ -57,7 +57,6 @@ def test_a_probe_measures_every_speed_and_the_lengths(planned, tiny_model):
     assert 0 < speed.import_s < speed.start_s
     assert speed.step_s + speed.row_step_s > 0
     assert speed.read_s > 0
-    assert speed.alone_s > 0
     assert speed.judge_s > 0
     assert 0 < speed.core_share <= 1
     assert "2 at once" in speed.source

@@ -42,9 +42,7 @@ SIZE = ModelSize(
     weights_on_disk=2_000_000,
 )
 LENGTHS = Lengths("by hand", bytes_per_token=4.0, template_tokens=10.0, response_share=0.5)
-SPEED = Speed(
-    "by hand", 1.0, 3.0, step_s=0.1, row_step_s=0.01, read_s=0.001, alone_s=0.003, judge_s=0.002
-)
+SPEED = Speed("by hand", 1.0, 3.0, step_s=0.1, row_step_s=0.01, read_s=0.001, judge_s=0.002)
 
 
 def a_role(name, kind, *instructions):
@@ -114,7 +112,7 @@ def test_seconds_count_starts_batches_rows_and_tokens():
     assert seconds["hold_conversation"] == pytest.approx(
         3 * (3 + 85 * 0.001 + 10 * (2 * 0.1 + 3 * 0.01))
     )
-    assert seconds["project_conversations"] == pytest.approx(3 + 225 * 0.003)
+    assert seconds["project_conversations"] == pytest.approx(3 + 225 * 0.001)
     assert seconds[REST] == pytest.approx(11 * 1 + 2)
     found = make_estimate(config, a_workload(config), SIZE, lengths=LENGTHS, speed=SPEED)
     by_name = {stage.name: stage for stage in found.stages}
