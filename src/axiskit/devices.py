@@ -53,6 +53,8 @@ def lease_gpus(count: int) -> list[str]:
             "lower it; 0 runs the model on the CPU"
         )
     leased = _wait_for(count, gpus) if count else []
+    if not count and _has_gpus():
+        _log.warning("there are GPUs, but resources.gpus is 0: this job runs on the CPU")
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
     # the order in which nvidia-smi counts: CUDA's own is another where GPUs differ
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -80,6 +82,12 @@ def visible_gpus() -> dict[str, str]:
         if gpu not in gpus.values():
             gpus[entry] = gpu
     return gpus
+
+
+def _has_gpus() -> bool:
+    """Whether there is anything to warn about; nvidia-smi, which takes a second, is not asked."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return Path("/dev/nvidia0").exists() if listed is None else bool(_GPU.match(listed.strip()))
 
 
 def _installed_gpus() -> dict[str, str]:

@@ -225,8 +225,14 @@ def test_too_few_gpus_are_an_error_at_once(listed, tmp_path, monkeypatch):
     )
 
 
-def test_a_job_without_gpus_sees_none(start):
+def test_a_job_without_gpus_sees_none_and_says_so_where_there_are_some(start):
     job = start(0)
+    assert job.stdout.readline() == (
+        "there are GPUs, but resources.gpus is 0: this job runs on the CPU\n"
+    )
+    assert leased(job) == []
+    end(job)
+    job = start(0, visible="")
     assert leased(job) == []
     end(job)
 
