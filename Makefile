@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= all
 ARGS ?=
 
-.PHONY: axis test test-vllm lint fmt report pins clean help
+.PHONY: axis test test-vllm test-slurm lint fmt report pins clean help
 .DEFAULT_GOAL := help
 
 .venv/.ready: envs/requirements.txt pyproject.toml
@@ -52,4 +52,4 @@ clean:  ## remove .venv, .venv-vllm and caches; results/ stays
 	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 
 help:
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12

@@ -46,6 +46,8 @@ rule audit:
 onstart:
     require_engine()
     require_judge_key()
+    require_gpus()
+    require_room()
 
 
 onsuccess:

@@ -15,7 +15,7 @@ rule generate_responses:
     priority: 1  # what all others wait for comes first
     conda:
         GENERATION_ENV
-    threads: THREADS
+    threads: model_threads
     resources:
         mem_mb=growing(MODEL_MEM_MB),
         runtime=growing(720),

@@ -263,10 +263,11 @@ class FiguresSection(Section):
 
 
 class ResourcesSection(Section):
-    """``resources``: what one job that runs the model asks for."""
+    """``resources``: what one job that runs the model asks for, and whether the disk has room."""
 
     gpus: NonNegativeInt = 1
     mem_mb: Annotated[int, Field(ge=1000)] = 16000
+    check_disk: bool = True
 
 
 class Config(Section):
@@ -354,6 +355,40 @@ def validate_config(values: Mapping[str, Any], files: Sequence[str | Path] = ())
     except ValidationError as error:
         lines = [_describe(problem, values, files) for problem in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def read_config(files: Sequence[str | Path]) -> Config:
+    """Lay config files over each other, as Snakemake does, and check the result.
+
+    Args:
+        files: In order of precedence, the strongest last. Mappings are merged, the rest replaced.
+
+    Raises:
+        ConfigError: A file cannot be read, or :func:`validate_config` refuses the result.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        try:
+            values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            problem = " ".join(str(error).split())
+            raise ConfigError(f"{file}: cannot be read (--configfile): {problem}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file}: found {type(values).__name__}, keys and values needed")
+        merged = _laid_over(merged, values)
+    return validate_config(merged, files)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **below,
+        **{
+            key: _laid_over(below[key], value)
+            if isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
+            else value
+            for key, value in above.items()
+        },
+    }
 
 
 def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

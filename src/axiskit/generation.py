@@ -14,6 +14,7 @@ from axiskit import vllm_engine
 from axiskit.artifacts import stage_metadata, write_table
 from axiskit.batching import length_sorted_batches, pad, run_halving
 from axiskit.errors import ModelError
+from axiskit.estimate import activation_bytes, check_room
 from axiskit.journal import Journal
 from axiskit.layers import select_layers, target_layer
 from axiskit.models import (
@@ -90,6 +91,7 @@ def generate_responses(
     vllm: Mapping[str, Any],
     layers: str | list[int],
     target_layer_setting: str | int,
+    n_rollouts_in_all: int | None = None,
 ) -> None:
     """Answer every question as every role of a shard and write responses/{shard}.parquet.
 
@@ -101,11 +103,14 @@ def generate_responses(
         engine: ``transformers`` or ``vllm``.
         n_gpus: GPUs that vLLM splits the model over; transformers takes all that it sees.
         vllm: ``gpu_memory_utilization`` and ``enforce_eager``, for vLLM.
+        n_rollouts_in_all: Rollouts of all shards, for whose activations the disk has to have room;
+            None: it is not looked at.
 
     Raises:
         ConfigError: vLLM is not installed.
         RoleError, QuestionError, TemplateError, ModelError: Bad input, or layers (extracted later)
             that the model does not have; told before the model is loaded. It cannot be loaded.
+        DiskError: There is no room for the activations that come next.
         NonFiniteError: The model's logits are not numbers; the rollout is named.
         WriteError: The disk is full; finished rows are kept.
     """
@@ -132,7 +137,11 @@ def generate_responses(
         chat_template_kwargs=chat_template_kwargs,
     )
     n_layers = model_facts["n_layers"]
-    target_layer(target_layer_setting, select_layers(layers, n_layers), n_layers)
+    selected = select_layers(layers, n_layers)
+    target_layer(target_layer_setting, selected, n_layers)
+    if n_rollouts_in_all is not None:
+        needed = activation_bytes(n_rollouts_in_all, len(selected), model_facts["hidden_size"])
+        check_room(Path(responses_path).parents[1], {"extract_activations": needed})
     sampling: Sampling = {
         "temperature": temperature,
         "top_p": top_p,

@@ -21,9 +21,9 @@ import pyarrow as pa
 from axiskit.artifacts import read_table, stage_metadata, write_table
 from axiskit.asking import HostedJudge, Question, ask, hosted_judge
 from axiskit.errors import JudgeError
-from axiskit.judge_prompts import parse_role_score, parse_trait_score, role_prompt, trait_prompt
+from axiskit.judge_prompts import judge_prompt, parse_role_score, parse_trait_score
 from axiskit.roles import Role, load_role
-from axiskit.traits import Pole, load_characters
+from axiskit.traits import load_characters
 
 SCORES = pa.schema(
     [
@@ -224,7 +224,11 @@ def asked_rows(
         repeat: Ask anew, for the so many-th time, what was answered before.
     """
     questions = {
-        row["rollout_id"]: _question(row, roles[row["role"]], repeat)
+        row["rollout_id"]: Question(
+            judge_prompt(roles[row["role"]], question=row["question"], response=row["response"]),
+            parse_trait_score if row["kind"] == "trait" else parse_role_score,
+            repeat,
+        )
         for row in responses
         if row["response"].strip()  # nothing to read, nothing to pay
     }
@@ -247,18 +251,6 @@ def asked_rows(
             }
         )
     return rows
-
-
-def _question(row: Mapping[str, Any], character: Role, repeat: int) -> Question:
-    texts = {
-        "description": character.description,
-        "question": row["question"],
-        "response": row["response"],
-    }
-    if isinstance(character, Pole):
-        return Question(trait_prompt(name=character.trait, **texts), parse_trait_score, repeat)
-    prompt = role_prompt(name=character.name, eval_prompt=character.eval_prompt, **texts)
-    return Question(prompt, parse_role_score, repeat)
 
 
 def _judged_responses(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from axiskit.errors import RoleError, VectorError, did_you_mean
 from axiskit.roles import Role, clear_errors, has_kind, load_role, read_yaml
+from axiskit.rollouts import shard_of
 
 POLES: tuple[Literal["positive", "negative"], ...] = ("positive", "negative")
 
@@ -125,6 +126,15 @@ def load_trait(path: str | Path, *, n_pairs: int = 1) -> Trait:
     if len(set(texts)) < len(texts):
         raise RoleError(f"{path}: instructions: two are the same; each needs to differ")
     return trait
+
+
+def trait_shard(trait: str, n_shards: int) -> str:
+    """The shard a trait belongs to. Traits have shards apart from those of roles.
+
+    >>> trait_shard("calm", 4)
+    'traits-003'
+    """
+    return f"traits-{shard_of(trait, n_shards)}"
 
 
 def load_characters(paths: Iterable[str | Path]) -> list[Role]:

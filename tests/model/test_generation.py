@@ -14,7 +14,7 @@ import yaml
 from conftest import CHATML, save_broken_model, save_tiny_model, tiny_tokenizer
 
 from axiskit.artifacts import read_table
-from axiskit.errors import ModelError, NonFiniteError, TemplateError
+from axiskit.errors import DiskError, ModelError, NonFiniteError, TemplateError
 from axiskit.generation import generate_responses, sample_responses
 from axiskit.likelihood import log_likelihoods
 from axiskit.models import load_model, load_tokenizer, model_fingerprint, stop_token_ids
@@ -207,6 +207,13 @@ def test_what_changes_a_response_changes_its_key(shard, change):
     generate_responses(**shard)
     generate_responses(**shard | change)
     assert len(set(journal_keys(shard["journal_folder"]))) == 24
+
+
+def test_no_room_for_the_activations_is_told_before_the_weights_are_read(shard):
+    with pytest.raises(DiskError, match=r"free, .* needed .* by extract_activations"):
+        generate_responses(**shard | {"n_rollouts_in_all": 10**15})
+    assert not Path(shard["journal_folder"]).exists()
+    generate_responses(**shard | {"n_rollouts_in_all": 12})
 
 
 def test_keys_are_those_of_journals_that_users_have(shard):

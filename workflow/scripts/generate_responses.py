@@ -4,6 +4,10 @@ from axiskit.logs import log_to
 
 log_to(snakemake.log[0])
 
+from axiskit.devices import lease_gpus
+
+lease_gpus(snakemake.resources.gpu)
+
 from axiskit.generation import generate_responses
 
 generate_responses(
@@ -31,4 +35,5 @@ generate_responses(
     batch_size=snakemake.config["generation"]["batch_size"],
     n_gpus=snakemake.config["resources"]["gpus"],
     vllm=snakemake.config["generation"]["vllm"],
+    n_rollouts_in_all=snakemake.config["n_rollouts"],
 )
