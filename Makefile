@@ -27,7 +27,7 @@ test: .venv/.ready  ## run the tests
 	touch $@
 
 test-vllm: .venv-vllm/.ready  ## run the tests of the engine vllm, on the CPU, in an environment of its own
-	.venv-vllm/bin/python -m pytest tests/vllm
+	OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest --durations 8 tests/vllm
 
 lint: .venv/.ready  ## style, workflow lint and types
 	$(BIN)/ruff check .
