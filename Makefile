@@ -29,6 +29,12 @@ test: .venv/.ready  ## run the tests
 test-vllm: .venv-vllm/.ready  ## run the tests of the engine vllm, on the CPU, in an environment of its own
 	OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest --durations 8 tests/vllm
 
+SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
+test-slurm: .venv/.ready  ## run the tests on Slurm, brought up on this machine (Debian, as root)
+	command -v slurmctld > /dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends $(SLURM_PACKAGES) > /dev/null; }
+	AXISKIT_TEST_SLURM=1 tests/slurm/with_slurm.sh $(BIN)/python -m pytest tests/slurm
+
 lint: .venv/.ready  ## style, workflow lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
