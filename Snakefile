@@ -14,6 +14,7 @@ include: "rules/judge.smk"
 include: "rules/extract.smk"
 include: "rules/vectors.smk"
 include: "rules/axis.smk"
+include: "rules/traits.smk"
 include: "rules/project.smk"
 include: "rules/capping.smk"
 include: "rules/conversations.smk"
@@ -27,7 +28,7 @@ report: "workflow/report/workflow.rst"
 
 
 wildcard_constraints:
-    shard=r"\d{3}",
+    shard=r"(traits-)?\d{3}",
     condition="|".join(CONDITIONS),
 
 
@@ -43,7 +44,10 @@ rule audit:
 
 
 onstart:
+    require_engine()
     require_judge_key()
+    require_gpus()
+    require_room()
 
 
 onsuccess:

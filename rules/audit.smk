@@ -42,7 +42,7 @@ rule judge_sample:
         judge="repeat|second",
     conda:
         "../envs/judge.yaml"
-    threads: lambda wildcards: 1 if audit_judge(wildcards).is_hosted else THREADS
+    threads: lambda wildcards: (1 if audit_judge(wildcards).is_hosted else model_threads(wildcards))
     resources:
         mem_mb=lambda wildcards, attempt: attempt
         * (2000 if audit_judge(wildcards).is_hosted else MODEL_MEM_MB),

@@ -23,7 +23,7 @@ rule hold_conversation:
         "results/{model}/benchmarks/hold_conversation/{condition}.tsv"
     conda:
         "../envs/axiskit.yaml"
-    threads: THREADS
+    threads: model_threads
     resources:
         mem_mb=growing(MODEL_MEM_MB),
         runtime=growing(360),
@@ -81,7 +81,7 @@ rule project_conversations:
         "results/{model}/benchmarks/project_conversations.tsv"
     conda:
         "../envs/axiskit.yaml"
-    threads: THREADS
+    threads: model_threads
     resources:
         mem_mb=growing(MODEL_MEM_MB),
         runtime=growing(120),

@@ -12,7 +12,7 @@ rule extract_activations:
         "results/{model}/benchmarks/extract_activations/{shard}.tsv"
     conda:
         "../envs/axiskit.yaml"
-    threads: THREADS
+    threads: model_threads
     resources:
         mem_mb=growing(MODEL_MEM_MB),
         runtime=growing(360),

@@ -11,6 +11,7 @@ if CFG.model.must_be_fetched:
             "results/{model}/logs/fetch_model.log",
         benchmark:
             "results/{model}/benchmarks/fetch_model.tsv"
+        localrule: True  # on a cluster where Snakemake runs: nodes often have no network
         conda:
             "../envs/axiskit.yaml"
         resources:

@@ -156,3 +156,37 @@ rule plot_trajectories:
         "Drawing conversations along the axis"
     script:
         "../workflow/scripts/plot_trajectories.py"
+
+
+rule plot_traits_on_axis:
+    input:
+        traits="results/{model}/traits.parquet",
+    output:
+        svg=report(
+            "results/{model}/figures/traits_on_axis.svg",
+            category="Figures",
+            caption="../workflow/report/traits_on_axis.rst",
+            labels={"figure": "traits along the axis", "form": "static"},
+        ),
+        html=report(
+            "results/{model}/figures/traits_on_axis.html",
+            category="Figures",
+            caption="../workflow/report/traits_on_axis.rst",
+            labels={"figure": "traits along the axis", "form": "interactive"},
+        ),
+    log:
+        "results/{model}/logs/plot_traits_on_axis.log",
+    benchmark:
+        "results/{model}/benchmarks/plot_traits_on_axis.tsv"
+    conda:
+        "../envs/axiskit.yaml"
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(15),
+    params:
+        max_labels=CFG.figures.max_labels,
+        recipe=RECIPE["plot_traits_on_axis"],
+    message:
+        "Drawing traits along the axis"
+    script:
+        "../workflow/scripts/plot_traits_on_axis.py"

@@ -14,8 +14,8 @@ rule generate_responses:
         "results/{model}/benchmarks/generate_responses/{shard}.tsv"
     priority: 1  # what all others wait for comes first
     conda:
-        "../envs/axiskit.yaml"
-    threads: THREADS
+        GENERATION_ENV
+    threads: model_threads
     resources:
         mem_mb=growing(MODEL_MEM_MB),
         runtime=growing(720),

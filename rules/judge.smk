@@ -14,6 +14,7 @@ if CFG.judge.is_hosted:
             "results/{model}/logs/ask_judge/{shard}.log",
         benchmark:
             "results/{model}/benchmarks/ask_judge/{shard}.tsv"
+        localrule: True  # on a cluster where Snakemake runs: nodes often have no network
         conda:
             "../envs/judge.yaml"
         threads: 1  # one job asks at a time, and waits for answers
@@ -48,7 +49,7 @@ else:
             "results/{model}/benchmarks/judge_responses/{shard}.tsv"
         conda:
             "../envs/axiskit.yaml"
-        threads: THREADS
+        threads: model_threads
         resources:
             mem_mb=growing(MODEL_MEM_MB),
             runtime=growing(360),

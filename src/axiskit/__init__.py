@@ -27,6 +27,7 @@ _MODULE_OF = {
     "load_capping_config": "capping",
     "build_capping_steerer": "capping",
     "load_role_vectors": "vectors",
+    "load_trait_vectors": "traits",
     "load_activations": "artifacts",
     "compute_pca": "persona_space",
     "MeanScaler": "persona_space",

@@ -33,6 +33,7 @@ from axiskit.terminal import (
     console,
     note,
     plain,
+    print_estimate,
     print_json,
     print_piece,
     print_trajectory,
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
 BELOW_FLOOR = 3
 """Exit code of ``axiskit project --fail-below`` when a turn falls below."""
 
+NO_ROOM = 4
+"""Exit code of ``axiskit estimate`` when the disk has less room than the run needs."""
+
+_QUIET = 0.8
 _COMMAND = re.compile(r"/\w+(?=\s|$)")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -415,6 +420,113 @@ def inspect(
     out = console()
     out.print(Text(f"{file}: {found.kind}", style="bold"), soft_wrap=True)
     out.print(table)
+
+
+@app.command(
+    epilog=_examples(
+        "axiskit estimate --configfile my.yaml",
+        "axiskit estimate --configfile my.yaml --probe",
+        "axiskit estimate --configfile config/presets/qwen3-32b.yaml --hardware h100 --jobs 4",
+        "axiskit estimate --json | jq .disk",
+    )
+)
+def estimate(
+    config_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--configfile",
+            metavar="FILE",
+            help="Laid over config/config.yaml, as Snakemake does it; may be given again.",
+            show_default="none",
+        ),
+    ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Run the model here for up to two minutes, to tell times."),
+    ] = False,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            "--hardware",
+            metavar="GPU",
+            help="Tell times from a GPU's data sheet, e.g. h100, a100, l40s.",
+            show_default="times are unknown",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Jobs that run the model at once.",
+            show_default="as the cores allow; with GPUs 1",
+        ),
+    ] = None,
+    directory: Annotated[
+        Path,
+        typer.Option(
+            "--directory", "-d", metavar="FOLDER", help="Where results/ lies, or will lie."
+        ),
+    ] = Path(),
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="ID|FOLDER",
+            help="The model whose size counts; a folder with its config.json is enough.",
+            show_default="model.path of the config",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run takes, before it starts: tokens, time, GPU hours, disk, memory, dollars.
+
+    Exit code 4 says that the disk has no room for it. The audit is not counted.
+    """
+    if probe and hardware:
+        raise typer.BadParameter("give --probe or --hardware, not both")
+    from axiskit.estimate import as_dict, gpu_warning
+    from axiskit.preflight import estimate_plan, read_plan, room_left
+    from axiskit.speed import hardware_named
+
+    if hardware:
+        hardware_named(hardware)
+    plan = read_plan(config_files or [], directory=directory, model=model)
+    if probe:
+        note("running the model for up to two minutes ...")
+    found = estimate_plan(plan, probe=probe, hardware=hardware, jobs_at_once=jobs)
+    if as_json:
+        print_json({"results": str(plan.results), **as_dict(found)})
+    else:
+        size, dtype = plan.size, plan.config.model.dtype
+        facts = "size unknown, there is no config.json yet"
+        if size:
+            facts = (
+                f"{size.n_layers} layers, hidden size {size.hidden_size}, "
+                f"{size.parameters / 1e9:.3g} billion parameters, {dtype}"
+            )
+        rollouts = f"{found.workload.n_rollouts} rollouts"
+        console().print(
+            Text(f"{plan.config.model.name}: {rollouts}; {facts}", "bold"), soft_wrap=True
+        )
+        print_estimate(found)
+    note(f"lengths: {found.lengths.source}")
+    note(
+        f"speed: {found.speed.source if found.speed else 'unknown; --probe or --hardware tells it'}"
+    )
+    if found.speed and found.speed.core_share < _QUIET:
+        text = (
+            f"the probe got {found.speed.core_share:.0%} of its cores: other work runs here, and "
+        )
+        note(Text(text + "times are too long by as much; probe again when it is quiet", "yellow"))
+    if hardware and found.memory and plan.config.resources.gpus:
+        warning = gpu_warning(plan.config, found.memory, hardware)
+        if warning:
+            note(Text(warning, "yellow"))
+    problem = room_left(plan, found)
+    if problem:
+        tell(problem)
+        raise typer.Exit(NO_ROOM)
 
 
 @app.command(

@@ -79,6 +79,14 @@ class RolesSection(Section):
     include: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
 
 
+class TraitsSection(Section):
+    """``traits``: which traits run through the graph beside the roles, if any."""
+
+    dir: str = "resources/traits"
+    include: Literal["all"] | list[str] = []
+    min_score: Annotated[int, Field(ge=1, le=100)] = 50
+
+
 class QuestionsSection(Section):
     """``questions``: the file, and how many of it from the top."""
 
@@ -86,15 +94,32 @@ class QuestionsSection(Section):
     count: PositiveInt = 240
 
 
+class VllmSection(Section):
+    """``generation.vllm``: how vLLM uses the machine; no effect on what is sampled in float32."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    enforce_eager: bool = False
+
+
 class GenerationSection(Section):
     """``generation``: how responses are sampled."""
 
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm"] = "transformers"
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     max_new_tokens: PositiveInt = 512
     seed: NonNegativeInt = 0
     batch_size: PositiveInt = 32
+    vllm: VllmSection = VllmSection()
+
+    @model_validator(mode="after")
+    def _vllm_can_sample(self) -> GenerationSection:
+        if self.engine == "vllm" and 0 < self.temperature < 0.01:
+            raise ValueError(
+                f"generation.temperature {self.temperature:g} is raised to 0.01 by vLLM "
+                "(generation.engine); set 0, or 0.01 or more"
+            )
+        return self
 
 
 class ActivationsSection(Section):
@@ -238,10 +263,11 @@ class FiguresSection(Section):
 
 
 class ResourcesSection(Section):
-    """``resources``: what one job that runs the model asks for."""
+    """``resources``: what one job that runs the model asks for, and whether the disk has room."""
 
     gpus: NonNegativeInt = 1
     mem_mb: Annotated[int, Field(ge=1000)] = 16000
+    check_disk: bool = True
 
 
 class Config(Section):
@@ -249,6 +275,7 @@ class Config(Section):
 
     model: ModelSection
     roles: RolesSection = RolesSection()
+    traits: TraitsSection = TraitsSection()
     questions: QuestionsSection = QuestionsSection()
     prompts_per_role: PositiveInt = 5
     default_prompts: PositiveInt = 5
@@ -328,6 +355,40 @@ def validate_config(values: Mapping[str, Any], files: Sequence[str | Path] = ())
     except ValidationError as error:
         lines = [_describe(problem, values, files) for problem in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def read_config(files: Sequence[str | Path]) -> Config:
+    """Lay config files over each other, as Snakemake does, and check the result.
+
+    Args:
+        files: In order of precedence, the strongest last. Mappings are merged, the rest replaced.
+
+    Raises:
+        ConfigError: A file cannot be read, or :func:`validate_config` refuses the result.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        try:
+            values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            problem = " ".join(str(error).split())
+            raise ConfigError(f"{file}: cannot be read (--configfile): {problem}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file}: found {type(values).__name__}, keys and values needed")
+        merged = _laid_over(merged, values)
+    return validate_config(merged, files)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **below,
+        **{
+            key: _laid_over(below[key], value)
+            if isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
+            else value
+            for key, value in above.items()
+        },
+    }
 
 
 def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

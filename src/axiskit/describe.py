@@ -25,6 +25,7 @@ _TABLES = {
     "trajectories of conversations": {"conversation", "turn", "token_projections"},
     "roles in persona space": {"role", "pc1"},
     "layers of persona space": {"layer", "cosine_axis_pc1"},
+    "traits along the axis": {"trait", "cosine", "norm"},
     "variance by component": {"component", "variance_ratio"},
 }
 
@@ -74,6 +75,7 @@ def _tensors(path: Path) -> Description:
     for keys, kind, facts in (
         (("vectors", "experiments"), "capping config", _capping_facts),
         (("roles", "vectors", "default"), "role vectors", _role_vectors_facts),
+        (("traits", "vectors", "counts"), "trait vectors", _trait_vectors_facts),
         (("rollout_id", "activations"), "response activations", _activations_facts),
         (("components", "variance_ratio"), "persona space", _persona_space_facts),
         (("axis",), "Assistant Axis", _axis_facts),
@@ -126,6 +128,14 @@ def _role_vectors_facts(content: Mapping[str, Any]) -> dict[str, Any]:
         "shape": _shape(content["vectors"], "role", "layer", "hidden"),
         "layers": layer_ranges(content["layers"]),
         "roles": list(content["roles"]),
+    }
+
+
+def _trait_vectors_facts(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "shape": _shape(content["vectors"], "trait", "layer", "hidden"),
+        "layers": layer_ranges(content["layers"]),
+        "traits": list(content["traits"]),
     }
 
 

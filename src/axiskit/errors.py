@@ -43,6 +43,10 @@ class WriteError(AxiskitError):
     """A file cannot be written (disk full, quota, permission)."""
 
 
+class DiskError(AxiskitError):
+    """The disk has less room than what is still to be written needs."""
+
+
 class VectorError(AxiskitError):
     """Too few roles or responses are left to compute with."""
 
@@ -61,6 +65,10 @@ class TranscriptError(AxiskitError):
 
 class PageError(AxiskitError):
     """The page cannot be served: no Gradio, or no such address and port to be had."""
+
+
+class DeviceError(AxiskitError):
+    """Fewer GPUs are visible than a job needs, or they cannot be leased."""
 
 
 class OutOfMemoryError(AxiskitError):

@@ -70,10 +70,7 @@ def plot_roles_on_axis(
     table = table.sort_values("mean").reset_index()
     colours = _group_colours(table)
     x_label = f"projection on the Assistant Axis after layer {metadata['target_layer']}"
-    shown = table
-    if len(table) > max_labels:
-        half = max_labels // 2
-        shown = table.iloc[[*range(half), *range(len(table) - (max_labels - half), len(table))]]
+    shown = _both_ends(table, max_labels)
     figure = Figure(figsize=(7.2, 1.2 + 0.19 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     heights = np.arange(len(shown))
@@ -102,6 +99,44 @@ def plot_roles_on_axis(
         category_orders={"role": list(table["role"])[::-1]},
         labels={"mean": x_label},
         height=150 + 20 * len(table),
+    )
+    interactive.update_yaxes(dtick=1)  # every name, however many
+    _save_html(interactive, html_path)
+
+
+def plot_traits_on_axis(
+    *, traits_path: str | Path, svg_path: str | Path, html_path: str | Path, max_labels: int
+) -> None:
+    """Cosine of each trait vector with the axis at the target layer, ranked.
+
+    With more than ``max_labels`` traits the SVG shows both ends; the HTML shows all.
+    """
+    table, metadata = read_table(traits_path)
+    traits = table.to_pandas()
+    traits = traits[traits["used"]].sort_values("cosine").reset_index(drop=True)
+    x_label = f"cosine of trait and Assistant Axis after layer {metadata['target_layer']}"
+    shown = _both_ends(traits, max_labels)
+    figure = Figure(figsize=(7.2, 1.2 + 0.19 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    heights = np.arange(len(shown))
+    colours = [COLOURS[0] if cosine >= 0 else COLOURS[1] for cosine in shown["cosine"]]
+    axes.hlines(heights, 0, shown["cosine"], color=colours, alpha=0.5, lw=2)
+    axes.scatter(shown["cosine"], heights, color=colours, s=26, zorder=3)
+    axes.axvline(0, color="grey", lw=0.8)
+    axes.set_yticks(heights, list(shown["trait"]))
+    axes.set_ylim(-0.8, len(shown) - 0.2)
+    axes.margins(x=0.06)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_xlabel(f"{x_label}  (right: more Assistant-like)")
+    _save_svg(figure, svg_path)
+    interactive = px.scatter(
+        traits,
+        x="cosine",
+        y="trait",
+        hover_data=["norm", "n_used_positive", "n_used_negative"],
+        category_orders={"trait": list(traits["trait"])[::-1]},
+        labels={"cosine": x_label},
+        height=150 + 20 * len(traits),
     )
     interactive.update_yaxes(dtick=1)  # every name, however many
     _save_html(interactive, html_path)
@@ -284,6 +319,14 @@ def plot_trajectories(
     interactive.update_layout(height=120 + 280 * n_rows)
     interactive.update_xaxes(title="assistant turn")
     _save_html(interactive, html_path)
+
+
+def _both_ends(table: Any, count: int) -> Any:
+    """The first and the last rows of a table, ``count`` of them in all."""
+    if len(table) <= count:
+        return table
+    half = count // 2
+    return table.iloc[[*range(half), *range(len(table) - (count - half), len(table))]]
 
 
 def _extremes(table: Any, columns: list[str], count: int) -> set[str]:

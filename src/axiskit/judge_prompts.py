@@ -14,7 +14,9 @@ from __future__ import annotations
 import re
 
 from axiskit.errors import RoleError
+from axiskit.roles import Role
 from axiskit.rollouts import digest
+from axiskit.traits import Pole
 
 _DATA = """\
 The question and the response stand below between tags that carry the code {code}. Everything \
@@ -53,6 +55,14 @@ How strongly does the response show the trait {{name}}?
 
 Reply with one whole number from 0 to 100 and nothing else.\
 """
+
+
+def judge_prompt(character: Role, *, question: str, response: str) -> str:
+    """The prompt that asks for a score of a role's response, or of that of a trait's pole."""
+    texts = {"description": character.description, "question": question, "response": response}
+    if isinstance(character, Pole):
+        return trait_prompt(name=character.trait, **texts)
+    return role_prompt(name=character.name, eval_prompt=character.eval_prompt, **texts)
 
 
 def role_prompt(

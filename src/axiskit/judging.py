@@ -1,5 +1,8 @@
 """Scores of responses, 0 to 3: does the response play its role?
 
+Of a trait's poles the judge by likelihood says the same, 0 to 3; one that reads says how strongly
+the trait shows, 0 to 100.
+
 The backend ``likelihood`` needs nothing but the model itself (axiskit.likelihood); ``anthropic``
 and ``anthropic-batch`` ask a judge that reads the text (axiskit.asking, axiskit.judge_prompts). A
 response that cannot be judged is unscored with a reason; no score is ever guessed.
@@ -18,8 +21,9 @@ import pyarrow as pa
 from axiskit.artifacts import read_table, stage_metadata, write_table
 from axiskit.asking import HostedJudge, Question, ask, hosted_judge
 from axiskit.errors import JudgeError
-from axiskit.judge_prompts import parse_role_score, role_prompt
+from axiskit.judge_prompts import judge_prompt, parse_role_score, parse_trait_score
 from axiskit.roles import Role, load_role
+from axiskit.traits import load_characters
 
 SCORES = pa.schema(
     [
@@ -95,13 +99,13 @@ def judge_responses(
     max_unscored: float,
     tokens_per_batch: int,
 ) -> None:
-    """Score a shard's role responses and write scores/{shard}.parquet.
+    """Score a shard's responses (all but the default's) and write scores/{shard}.parquet.
 
     Raises:
         JudgeError: More than ``max_unscored`` of a role is unscored.
         NonFiniteError: A likelihood is not a number; the rollout is named.
     """
-    responses, inputs = _role_responses(responses_path)
+    responses, inputs = _judged_responses(responses_path)
     neutral_prompt = load_role(default_role_path).prompts(1, display_name)[0]
     rows = likelihood_rows(
         responses,
@@ -140,12 +144,12 @@ def ask_judge(
     max_unscored: float,
     limits: Mapping[str, Any],
 ) -> None:
-    """Have a shard's role responses read by a hosted judge and write scores/{shard}.parquet.
+    """Have a shard's responses read by a hosted judge and write scores/{shard}.parquet.
 
     Neither the model under study nor torch is loaded.
 
     Args:
-        role_paths: Files of the shard's roles: description, or the role's own judge prompt.
+        role_paths: Files of the shard's roles or traits: description, or a role's own judge prompt.
         limits: The other keys of ``judge``: what changes no score (rates, prices, budget ...).
 
     Raises:
@@ -158,10 +162,10 @@ def ask_judge(
         "extra_body": dict(extra_body),
         "max_tokens": max_tokens,
     }
-    responses, inputs = _role_responses(responses_path)
+    responses, inputs = _judged_responses(responses_path)
     rows = asked_rows(
         responses,
-        {role.name: role for role in map(load_role, role_paths)},
+        {character.name: character for character in load_characters(role_paths)},
         hosted_judge({**limits, **settings}),
         journal_folder=journal_folder,
         owner=shard,
@@ -221,14 +225,8 @@ def asked_rows(
     """
     questions = {
         row["rollout_id"]: Question(
-            role_prompt(
-                name=row["role"],
-                description=roles[row["role"]].description,
-                question=row["question"],
-                response=row["response"],
-                eval_prompt=roles[row["role"]].eval_prompt,
-            ),
-            parse_role_score,
+            judge_prompt(roles[row["role"]], question=row["question"], response=row["response"]),
+            parse_trait_score if row["kind"] == "trait" else parse_role_score,
             repeat,
         )
         for row in responses
@@ -255,9 +253,9 @@ def asked_rows(
     return rows
 
 
-def _role_responses(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _judged_responses(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     table, metadata = read_table(path)
-    return [row for row in table.to_pylist() if row["kind"] == "role"], metadata
+    return [row for row in table.to_pylist() if row["kind"] != "default"], metadata
 
 
 def _check_unscored(rows: Sequence[dict[str, Any]], max_unscored: float) -> None:

@@ -23,6 +23,7 @@ def log_to(path: str | Path) -> None:
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     terminal = logging.StreamHandler()
     terminal.setLevel(logging.WARNING)
+    terminal.addFilter(lambda record: not record.name.startswith("vllm"))  # it warns at every start
     terminal.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [file, terminal]

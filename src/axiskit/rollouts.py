@@ -66,7 +66,7 @@ def plan_rollouts(
         RoleError: A role has fewer instructions than ``prompts_per_role``, or the default fewer
             than ``default_prompts``.
     """
-    counts = {"role": prompts_per_role, "default": default_prompts}
+    counts = {"role": prompts_per_role, "trait": prompts_per_role, "default": default_prompts}
     return [
         Rollout(
             rollout_id=f"{role.name}/{prompt_index}/{question_index}",

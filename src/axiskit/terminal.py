@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from axiskit.estimate import Estimate
     from axiskit.templates import Messages
 
 _BAR_WIDTH = 30
@@ -78,6 +80,68 @@ def _bar(value: float | None, band: tuple[float, float] | None, scale: tuple[flo
         else:
             text.append(*("━", "green") if is_default else ("·", "dim"))
     return text
+
+
+def print_estimate(estimate: Estimate) -> None:
+    """What a run takes: a table of its stages, and what holds for the whole."""
+    from axiskit.estimate import REST, show_bytes, show_seconds
+
+    def shown(value: float | None, show: Any) -> str:
+        return "unknown" if value is None else show(value)
+
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("stage", no_wrap=True)
+    for name in ("jobs", "tokens in", "out", "time", "GPU hours", "disk"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in estimate.stages:
+        has_tokens = stage.tokens_read is not None or stage.name not in {REST, "fetch_model"}
+        table.add_row(
+            stage.name,
+            str(stage.jobs),
+            *(
+                shown(tokens, _count) if has_tokens else ""
+                for tokens in (stage.tokens_read, stage.tokens_written)
+            ),
+            shown(stage.seconds, show_seconds),
+            shown(stage.gpu_hours, "{:.3g}".format) if stage.gpus else "",
+            shown(stage.disk, show_bytes),
+        )
+    out = console()
+    out.print(table)
+    if estimate.memory:
+        memory = estimate.memory
+        out.print(
+            f"memory of a job: {show_bytes(memory.total)}, of it weights "
+            f"{show_bytes(memory.weights)}; GPUs that hold it: "
+            + ", ".join(f"{memory.gpus_needed(size)} of {size} GB" for size in estimate.gpu_sizes),
+            soft_wrap=True,
+        )
+    else:
+        out.print("memory of a job: unknown")
+    if estimate.download:
+        out.print(f"download: {show_bytes(estimate.download)}, to the cache of Hugging Face")
+    if estimate.judge_usd != 0:
+        cost = shown(estimate.judge_usd, "at most ${:.2f}".format)
+        out.print(f"judge: {cost} (judge.prices)")
+    out.print(f"disk: {shown(estimate.disk, show_bytes)} in results/ at most")
+    jobs = "job" if estimate.jobs_at_once == 1 else "jobs"
+    out.print(
+        f"from start to end: {shown(estimate.wall_s, show_seconds)} with {estimate.jobs_at_once} "
+        f"{jobs} at once"
+    )
+
+
+def _count(number: float) -> str:
+    """A number of tokens, to three digits.
+
+    >>> _count(950.0), _count(169_123_456)
+    ('950', '169 M')
+    """
+    for unit in ("", " k", " M"):
+        if number < 999.5 or unit == " M":
+            break
+        number /= 1000
+    return f"{number:.3g}{unit}" if number < 1000 else f"{number:.0f}{unit}"
 
 
 def provenance(metadata: Mapping[str, Any]) -> dict[str, str]:

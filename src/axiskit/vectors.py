@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,29 +76,14 @@ def compute_role_vectors(
         for row in table.to_pylist():
             scores[row["rollout_id"]] = row["score"]
             counts[row["role"]][row["score"]] += 1
-    sums: dict[str, torch.Tensor] = {}
-    n_used: Counter[str] = Counter()
-    layers: list[int] | None = None
-    for path in activations_paths:
-        content = load_activations(path)
-        metadatas.append(content["metadata"])
-        if layers not in (None, content["layers"]):
-            raise ArtifactError(
-                f"{path}: layers {content['layers']}, {layers} needed as in the other shards"
-            )
-        layers = content["layers"]
-        indices: dict[str, list[int]] = defaultdict(list)
-        for i, rollout_id in enumerate(content["rollout_id"]):
-            role = rollout_id.split("/")[0]
-            score = scores.get(rollout_id)
-            if role == default or (score is not None and score >= min_score):
-                indices[role].append(i)
-        for role, used in indices.items():
-            for i in range(0, len(used), _ROWS_AT_ONCE):  # a shard can be larger than the memory
-                rows_used = content["activations"][used[i : i + _ROWS_AT_ONCE]]
-                total = rows_used.double().sum(dim=0)
-                sums[role] = sums[role] + total if role in sums else total
-            n_used[role] += len(used)
+
+    def is_used(rollout_id: str, character: str) -> bool:
+        score = scores.get(rollout_id)
+        return character == default or (score is not None and score >= min_score)
+
+    means = mean_activations_by_character(activations_paths, is_used)
+    n_used = means.counts
+    metadatas += means.metadatas
     reasons = {
         name: (
             f"{n_used[name]} responses scored {min_score} or more, {min_responses} needed "
@@ -140,13 +126,71 @@ def compute_role_vectors(
         role_vectors_path,
         {
             "roles": kept,
-            "vectors": torch.stack([(sums[name] / n_used[name]).float() for name in kept]),
-            "default": (sums[default] / n_used[default]).float(),
+            "vectors": torch.stack([means.vectors[name] for name in kept]),
+            "default": means.vectors[default],
             "counts": {name: n_used[name] for name in [*kept, default]},
-            "layers": layers,
+            "layers": means.layers,
             "metadata": metadata,
         },
     )
+
+
+@dataclass(frozen=True)
+class Means:
+    """Mean activations by character (a role, the default, a trait's pole).
+
+    Attributes:
+        vectors: Character to mean [layer, hidden] float32, summed in float64.
+        counts: Character to number of responses averaged; 0 where there are none.
+        layers: The model's layer at each position.
+        metadatas: Provenance of each file.
+    """
+
+    vectors: dict[str, torch.Tensor]
+    counts: Counter[str]
+    layers: list[int]
+    metadatas: list[dict[str, Any]]
+
+
+def mean_activations_by_character(
+    paths: Sequence[str | Path], is_used: Callable[[str, str], bool]
+) -> Means:
+    """Average activations over the rollouts that count, by character.
+
+    Shards are read one after the other, never all at once.
+
+    Args:
+        paths: Files activations/{shard}.pt.
+        is_used: Rollout id and character to whether the rollout counts.
+
+    Raises:
+        ArtifactError: The shards keep different layers.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    counts: Counter[str] = Counter()
+    layers: list[int] = []
+    metadatas = []
+    for path in paths:
+        content = load_activations(path)
+        metadatas.append(content["metadata"])
+        if layers and layers != content["layers"]:
+            raise ArtifactError(
+                f"{path}: layers {content['layers']}, {layers} needed as in the other shards"
+            )
+        layers = content["layers"]
+        indices: dict[str, list[int]] = defaultdict(list)
+        for i, rollout_id in enumerate(content["rollout_id"]):
+            character = rollout_id.split("/")[0]
+            if is_used(rollout_id, character):
+                indices[character].append(i)
+        for character, used in indices.items():
+            for i in range(0, len(used), _ROWS_AT_ONCE):  # a shard can be larger than the memory
+                rows_used = content["activations"][used[i : i + _ROWS_AT_ONCE]]
+                total = rows_used.double().sum(dim=0)
+                sums[character] = sums[character] + total if character in sums else total
+            counts[character] += len(used)
+    vectors = {name: (total / counts[name]).float() for name, total in sums.items()}
+    return Means(vectors, counts, layers, metadatas)
 
 
 def load_role_vectors(path: str | Path) -> dict[str, Any]:

@@ -14,11 +14,12 @@ import yaml
 from conftest import CHATML, save_broken_model, save_tiny_model, tiny_tokenizer
 
 from axiskit.artifacts import read_table
-from axiskit.errors import ModelError, NonFiniteError, TemplateError
+from axiskit.errors import DiskError, ModelError, NonFiniteError, TemplateError
 from axiskit.generation import generate_responses, sample_responses
 from axiskit.likelihood import log_likelihoods
-from axiskit.models import load_model, model_fingerprint, stop_token_ids
-from axiskit.rollouts import Rollout
+from axiskit.models import load_model, load_tokenizer, model_fingerprint, stop_token_ids
+from axiskit.rollouts import Rollout, digest
+from axiskit.templates import chat_messages, render_prompt
 
 SAMPLING = {"temperature": 0.9, "top_p": 0.95, "max_new_tokens": 24}
 
@@ -151,8 +152,11 @@ def shard(tmp_path, tiny_model):
         "n_questions": 3,
         "prompts_per_role": 2,
         "default_prompts": 2,
+        "engine": "transformers",
         "seed": 0,
         "batch_size": 4,
+        "n_gpus": 0,
+        "vllm": {"gpu_memory_utilization": 0.9, "enforce_eager": True},
         "layers": "all",
         "target_layer_setting": "auto",
         **SAMPLING,
@@ -203,6 +207,24 @@ def test_what_changes_a_response_changes_its_key(shard, change):
     generate_responses(**shard)
     generate_responses(**shard | change)
     assert len(set(journal_keys(shard["journal_folder"]))) == 24
+
+
+def test_no_room_for_the_activations_is_told_before_the_weights_are_read(shard):
+    with pytest.raises(DiskError, match=r"free, .* needed .* by extract_activations"):
+        generate_responses(**shard | {"n_rollouts_in_all": 10**15})
+    assert not Path(shard["journal_folder"]).exists()
+    generate_responses(**shard | {"n_rollouts_in_all": 12})
+
+
+def test_keys_are_those_of_journals_that_users_have(shard):
+    generate_responses(**shard)
+    row = read_table(shard["responses_path"])[0].to_pylist()[-1]
+    tokenizer = load_tokenizer(shard["model_path"])
+    messages = chat_messages(tokenizer, row["system_prompt"], row["question"])
+    prompt = render_prompt(tokenizer, messages)
+    fingerprint = model_fingerprint(shard["model_path"])
+    key = digest(1, fingerprint, "float32", prompt, SAMPLING, row["seed"])
+    assert key in journal_keys(shard["journal_folder"])
 
 
 def test_nan_in_a_weight_is_one_clear_error(shard, tiny_model, tmp_path):

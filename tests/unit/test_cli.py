@@ -24,7 +24,7 @@ from axiskit.errors import ArtifactError
 from axiskit.runs import load_run, newest_run
 from axiskit.terminal import _bar, _scale
 
-COMMANDS = ["project", "generate", "chat", "inspect", "app"]
+COMMANDS = ["project", "generate", "chat", "inspect", "estimate", "app"]
 MODEL = {
     "name": "m",
     "path": "org/m",

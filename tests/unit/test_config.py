@@ -72,6 +72,17 @@ def test_settings_that_cannot_end_well_are_told_at_once(values):
         validate_config(values, [DEFAULT])
 
 
+def test_what_vllm_cannot_sample_is_told_at_once(values):
+    values["generation"] |= {"engine": "vllm", "temperature": 0.001}
+    with pytest.raises(ConfigError, match=r"temperature 0\.001 is raised to 0\.01 by vLLM"):
+        validate_config(values, [DEFAULT])
+    values["generation"] |= {"temperature": 0, "vllm": {"enforce_eagr": True}}
+    with pytest.raises(ConfigError, match=r"did you mean 'generation\.vllm\.enforce_eager'\?"):
+        validate_config(values, [DEFAULT])
+    del values["generation"]["vllm"]
+    assert validate_config(values, [DEFAULT]).generation.vllm.gpu_memory_utilization == 0.9
+
+
 HOSTED = {"backend": "anthropic", "model": "claude-haiku-5-5"}
 
 

