@@ -457,7 +457,7 @@ def stage_disk(
     activations = activation_bytes(n, kept, size.hidden_size)
     return disk | {
         "extract_activations": activations + 30 * n + 3000 * n_shards,
-        "project_conversations": 8 * written + 600 * kept + 4 * kept * n_answers,
+        "project_conversations": 8 * written + 500 * kept + 4 * kept * n_answers + 4500,
         REST: kept
         * per_layer
         * (workload.n_vectors + _N_COMPONENTS + 3)  # vectors, space, axis, caps
