@@ -104,6 +104,7 @@ def sample_batches(
     os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
     logging.getLogger("vllm").setLevel(logging.INFO)
     import vllm
+    from vllm.platforms import current_platform
 
     try:
         with _main_not_imported_again():
@@ -117,6 +118,8 @@ def sample_batches(
                 gpu_memory_utilization=gpu_memory_utilization,
                 enforce_eager=enforce_eager,
                 enable_prefix_caching=True,
+                # a prompt read in parts winds its seed's generator back, which a CPU's cannot do
+                enable_chunked_prefill=False if current_platform.is_cpu() else None,
                 generation_config="vllm",  # of the model's own defaults nothing is applied
                 logprobs_mode="raw_logprobs",  # at temperature 1, before top_p
                 use_tqdm_on_load=False,

@@ -166,7 +166,8 @@ def test_kill_9_in_a_workflow_then_the_same_command(wide_model, tmp_path):
     keys = journal_keys(folder, "generate_responses")
     assert len(keys) == len(set(keys)) == table.num_rows == 36
 
-    rows = table.to_pylist()  # the same as without a kill, in one batch
+    # the same as without a kill, in one batch, whose prompts are more than vLLM reads in one step
+    rows = table.to_pylist()
     tokenizer = load_tokenizer(str(wide_model))
     talks = [chat_messages(tokenizer, row["system_prompt"], row["question"]) for row in rows]
     [(_, answers)] = sample_batches(
