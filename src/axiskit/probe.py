@@ -102,7 +102,7 @@ def _result(process: subprocess.Popen[str], job: str) -> dict[str, Any]:
         raise
     if process.returncode == 0:
         return dict(json.loads(out))
-    last = (text.strip().splitlines() or ["no reason given"])[-1]
+    last = (text.strip().splitlines() or [f"it ended with {process.returncode}"])[-1]
     name, _, message = last.partition(": ")
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, AxiskitError):
