@@ -76,7 +76,8 @@ def test_memory_scancel_and_kill_9_lose_nothing_and_change_nothing(tmp_path):
         "generation": {"batch_size": 1},
         "activations": {"tokens_per_batch": 1},
     }
-    local = make_project(tmp_path / "local", **changes)
+    on_cpu = changes | {"resources": {"gpus": 0}}  # the GPUs are only Slurm's
+    local = make_project(tmp_path / "local", **on_cpu)
     remote = make_project(tmp_path / "remote", **changes)
     markers = {name: remote / name for name in ("starved", "cancelled", "extracting")}
     sizes = {"starved": 1_200_000_000, "cancelled": 0, "extracting": 0}
