@@ -226,7 +226,7 @@ def asked_rows(
     questions = {
         row["rollout_id"]: Question(
             judge_prompt(roles[row["role"]], question=row["question"], response=row["response"]),
-            parse_trait_score if row["kind"] == "trait" else parse_role_score,
+            parse_trait_score if roles[row["role"]].kind == "trait" else parse_role_score,
             repeat,
         )
         for row in responses

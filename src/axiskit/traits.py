@@ -132,7 +132,7 @@ def trait_shard(trait: str, n_shards: int) -> str:
     """The shard a trait belongs to. Traits have shards apart from those of roles.
 
     >>> trait_shard("calm", 4)
-    'traits-003'
+    'traits-001'
     """
     return f"traits-{shard_of(trait, n_shards)}"
 
