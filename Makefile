@@ -9,6 +9,7 @@ ARGS ?=
 
 .venv/.ready: envs/requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip  # Python 3.11's own takes three times as long
 	$(BIN)/python -m pip install --quiet --requirement envs/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
@@ -21,7 +22,7 @@ test: .venv/.ready  ## run the tests
 
 .venv-vllm/.ready: envs/requirements-vllm.txt pyproject.toml
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet --upgrade pip  # Python 3.11's own takes three times as long
+	.venv-vllm/bin/python -m pip install --quiet --upgrade pip
 	.venv-vllm/bin/python -m pip install --quiet $$(grep ^torch== $<)
 	.venv-vllm/bin/python -m pip install --quiet --no-compile --no-deps --requirement $<
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
