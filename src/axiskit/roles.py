@@ -16,7 +16,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from axiskit.errors import RoleError, did_you_mean
+from axiskit.errors import RoleError
+from axiskit.picking import pick_files
 
 _YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -63,21 +64,15 @@ def find_role_files(folder: str | Path, include: Sequence[str] | str = "all") ->
     Raises:
         RoleError: The folder is missing or empty, or an included role has no file.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise RoleError(f"{folder}: no such folder (roles.dir)")
-    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in _READERS}
-    if not files:
-        raise RoleError(f"{folder}: no role files (*.yaml or *.json) found (roles.dir)")
-    if include == "all":
-        return files
-    for name in include:
-        if name not in files:
-            hint = did_you_mean(name, files, "add the file or drop the name")
-            raise RoleError(f"{folder}: no file for role '{name}' (roles.include); {hint}")
-    return {
-        name: path for name, path in files.items() if name in include or has_kind(path, "default")
-    }
+    return pick_files(
+        folder,
+        include,
+        kind="role",
+        key="roles",
+        error=RoleError,
+        suffixes=tuple(_READERS),
+        always=lambda path: has_kind(path, "default"),
+    )
 
 
 def load_role(path: str | Path) -> Role:

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from axiskit.errors import RoleError, VectorError, did_you_mean
+from axiskit.errors import RoleError, VectorError
+from axiskit.picking import pick_files
 from axiskit.roles import Role, clear_errors, has_kind, load_role, read_yaml
 from axiskit.rollouts import shard_of
 
@@ -89,17 +90,7 @@ def find_trait_files(folder: str | Path, include: Sequence[str] | str) -> dict[s
     """
     if not include:
         return {}
-    folder = Path(folder)
-    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    if not files:
-        raise RoleError(f"{folder}: no trait files (*.yaml) found (traits.dir)")
-    if include == "all":
-        return files
-    for name in include:
-        if name not in files:
-            hint = did_you_mean(name, files, "add the file or drop the name")
-            raise RoleError(f"{folder}: no file for trait '{name}' (traits.include); {hint}")
-    return {name: path for name, path in files.items() if name in include}
+    return pick_files(folder, include, kind="trait", key="traits", error=RoleError)
 
 
 def load_trait(path: str | Path, *, n_pairs: int = 1) -> Trait:

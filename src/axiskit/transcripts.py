@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from axiskit.errors import TranscriptError, did_you_mean
+from axiskit.errors import TranscriptError
+from axiskit.picking import pick_files
 from axiskit.templates import Messages
 
 
@@ -56,24 +57,16 @@ class Transcript(BaseModel):
 
 
 def find_scripts(folder: str | Path, include: Sequence[str] | str = "all") -> dict[str, Path]:
-    """Map name to file for the included scripts, sorted by name.
+    """Map name to file for the included scripts, sorted by name; none for ``[]``.
 
     Raises:
-        TranscriptError: The folder is missing, or an included script has no file.
+        TranscriptError: The folder is missing or empty, or an included script has no file.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise TranscriptError(f"{folder}: no such folder (conversations.dir)")
-    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    if include == "all":
-        return files
-    for name in include:
-        if name not in files:
-            hint = did_you_mean(name, files, "add the file or drop the name")
-            raise TranscriptError(
-                f"{folder}: no file for conversation '{name}' (conversations.include); {hint}"
-            )
-    return {name: path for name, path in files.items() if name in include}
+    if not include:
+        return {}
+    return pick_files(
+        folder, include, kind="conversation", key="conversations", error=TranscriptError
+    )
 
 
 def load_script(path: str | Path) -> Script:

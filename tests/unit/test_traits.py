@@ -77,7 +77,7 @@ def test_which_traits_are_included(tmp_path):
     assert find_trait_files(tmp_path / "none", []) == {}
     with pytest.raises(RoleError, match=r"'mek' \(traits.include\); did you mean 'meek'"):
         find_trait_files(folder, ["mek"])
-    with pytest.raises(RoleError, match=r"no trait files .*\(traits.dir\)"):
+    with pytest.raises(RoleError, match=r"no such folder \(traits.dir\)"):
         find_trait_files(tmp_path / "none", "all")
 
 
