@@ -5,14 +5,12 @@ Light at import, so that help is there at once: each command imports what it nee
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from axiskit import __version__
+from axiskit.dialogue import Dialogue, Reader
 from axiskit.errors import (
     ArtifactError,
     AxiskitError,
@@ -29,7 +28,6 @@ from axiskit.errors import (
 )
 from axiskit.runs import Run, load_run, load_run_model, newest_run
 from axiskit.terminal import (
-    bar,
     console,
     note,
     plain,
@@ -44,7 +42,6 @@ from axiskit.terminal import (
 
 if TYPE_CHECKING:
     from axiskit.interventions import Intervention
-    from axiskit.templates import Messages
 
 BELOW_FLOOR = 3
 """Exit code of ``axiskit project --fail-below`` when a turn falls below."""
@@ -243,7 +240,7 @@ def project(
     band = run.band_at(layer)
     floor = fail_below if fail_below is not None else band[0] if band else None
     texts = [(path, load_transcript(path).messages) for path in transcripts]
-    reader = _Reader(run, layer, *_load_model(run, model, dtype, force))
+    reader = Reader(run, layer, *_load_model(run, model, dtype, force))
     report: list[dict[str, Any]] = []
     for path, messages in texts:
         turns = reader.read(messages, str(path))
@@ -317,13 +314,13 @@ def generate(
     intervention = _intervention(run, steer, layer, cap)
     loaded = _load_model(run, model, dtype, force)
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    talk = _Talk(_Reader(run, run.target_layer, *loaded), intervention, system, sampling)
-    turn = talk.ask(question, _new_seed(seed), None if as_json else print_piece)
+    dialogue = Dialogue(Reader(run, run.target_layer, *loaded), intervention, system, sampling)
+    turn = dialogue.ask(question, _new_seed(seed), None if as_json else print_piece)
     if as_json:
-        print_json(talk.record(turn))
+        print_json(dialogue.record(turn))
     else:
         typer.echo()
-        note(talk.measured(turn))
+        note(dialogue.measured(turn))
 
 
 @app.command(
@@ -359,8 +356,9 @@ def chat(
     intervention = _intervention(run, steer, layer, cap)
     loaded = _load_model(run, model, dtype, force)
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    talk = _Talk(_Reader(run, run.target_layer, *loaded), intervention, system, sampling)
+    dialogue = Dialogue(Reader(run, run.target_layer, *loaded), intervention, system, sampling)
     seed = _new_seed(seed)
+    on_text = None if as_json else print_piece
     failed = False
     note("/save FILE writes a transcript, /exit or Ctrl-D ends")
     for line in _lines("" if as_json else "> "):
@@ -369,16 +367,16 @@ def chat(
             if command and command[0] == "/exit":
                 break
             if command and command[0] == "/save":
-                talk.save(line.removeprefix("/save").strip())
+                dialogue.save(line.removeprefix("/save").strip())
             elif command:
                 raise TranscriptError(f"{command[0]}: no such command; /save FILE and /exit are")
             else:
-                turn = talk.ask(line, talk.seed_of_next(seed), None if as_json else print_piece)
+                turn = dialogue.ask(line, dialogue.seed_of_next(seed), on_text)
                 if as_json:
-                    print_json(talk.record(turn), indent=None)
+                    print_json(dialogue.record(turn), indent=None)
                 else:
                     typer.echo()
-                    console().print(talk.measured(turn), soft_wrap=True)
+                    console().print(dialogue.measured(turn), soft_wrap=True)
                     typer.echo()
         except AxiskitError as error:  # the conversation so far is not lost
             failed = True
@@ -552,151 +550,6 @@ def serve_app(
 
     run = _find_run(axis)
     serve(run, *_load_model(run, model, dtype, force), host=host, port=port)
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """A model, unchanged, that reads conversations along the axis."""
-
-    run: Run
-    layer: int
-    model: Any
-    tokenizer: Any
-
-    @property
-    def name(self) -> str:
-        """The model's id or folder."""
-        return str(self.model.name_or_path)
-
-    def read(self, messages: Messages, where: str) -> list[dict[str, Any]]:
-        """``turn`` (from 0), ``n_tokens`` and ``projection`` of each assistant turn."""
-        from axiskit.trajectories import project_turns
-
-        rows = project_turns(
-            self.model,
-            self.tokenizer,
-            messages,
-            self.run.axis,
-            self.run.layers,
-            self.layer,
-            where=where,
-            **self.run.chat_template_kwargs,
-        )
-        return [
-            {
-                "turn": row["turn"],
-                "n_tokens": row["n_tokens"],
-                "projection": row[f"layer_{self.layer}"],
-            }
-            for row in rows
-        ]
-
-
-@dataclass
-class _Talk:
-    """A conversation with a model that is, perhaps, intervened on."""
-
-    reader: _Reader
-    intervention: Intervention | None
-    system: str | None
-    sampling: dict[str, Any]
-    messages: Messages = field(default_factory=list)
-    turns: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.system:
-            self.messages = [{"role": "system", "content": self.system}]
-
-    def ask(
-        self, question: str, seed: int, on_text: Callable[[str], None] | None
-    ) -> dict[str, Any]:
-        """Answer a question and measure the answer; a failure leaves the conversation as it was."""
-        from axiskit.chat import generate_response
-
-        reader = self.reader
-        messages = [*self.messages, {"role": "user", "content": question}]
-        steering = self.intervention.on(reader.model) if self.intervention else None
-        with steering or nullcontext():
-            response = generate_response(
-                reader.model,
-                reader.tokenizer,
-                messages,
-                **self.sampling,
-                seed=seed,
-                chat_template_kwargs=reader.run.chat_template_kwargs,
-                on_text=on_text,
-            )
-        messages.append({"role": "assistant", "content": response})
-        measured = reader.read(messages, "the conversation")[-1]
-        turn = {
-            "turn": measured["turn"],
-            "prompt": question,
-            "response": response,
-            "n_tokens": measured["n_tokens"],
-            "projection": measured["projection"],
-            "stats": asdict(steering.stats) if steering else None,
-            "seed": seed,
-        }
-        self.messages = messages
-        self.turns.append(turn)
-        return turn
-
-    def seed_of_next(self, seed: int) -> int:
-        """Each turn has a seed of its own, that of the first is the one given."""
-        from axiskit.rollouts import digest
-
-        return int(digest(seed, len(self.turns))[:16], 16) >> 1 if self.turns else seed
-
-    def record(self, turn: Mapping[str, Any]) -> dict[str, Any]:
-        """All that is known of a turn, for machines."""
-        run = self.reader.run
-        return {
-            "model": self.reader.name,
-            "run": str(run.folder),
-            "layer": self.reader.layer,
-            "default_band": run.default_band,
-            "intervention": self.intervention.description if self.intervention else None,
-            "system": self.system,
-            **self.sampling,
-            **turn,
-        }
-
-    def measured(self, turn: Mapping[str, Any]) -> Text:
-        """All that is known of a turn, for people."""
-        band, values = self.reader.run.default_band, [t["projection"] for t in self.turns]
-        text = Text().append(f"[turn {turn['turn'] + 1}: ", "dim")
-        if turn["projection"] is None:
-            text.append("empty answer, no projection", "dim")
-        else:
-            text.append(f"projection {turn['projection']:.2f} ", "dim")
-            text.append_text(bar(turn["projection"], values, band))
-            if band and turn["projection"] < band[0]:
-                text.append(" below the default's band", "dim")
-        if self.intervention:
-            stats = turn["stats"]
-            text.append(
-                f"]\n[{self.intervention}: changed {stats['fired']:.0%} of tokens x layers, by "
-                f"{stats['mean_relative_shift']:.1%} of their norm in mean",
-                "dim",
-            )
-        return text.append("]", "dim")
-
-    def save(self, path: str) -> None:
-        """Write a transcript in the published shape."""
-        from axiskit.artifacts import write_text
-
-        if not path:
-            raise TranscriptError("/save: no file named; /save FILE")
-        if not self.turns:
-            raise TranscriptError(f"{path}: not written, nothing has been said yet")
-        content = {
-            "model": self.reader.name,
-            "intervention": self.intervention.description if self.intervention else None,
-            "conversation": self.messages,
-        }
-        target = Path(path).expanduser()
-        write_text(target, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        note(f"saved {len(self.turns)} turns in {target}")
 
 
 def _find_run(axis: Path | None) -> Run:
