@@ -6,7 +6,9 @@ log_to(snakemake.log[0])
 
 from axiskit.devices import lease_gpus
 
-lease_gpus(snakemake.resources.gpu)
+judge = snakemake.config["audit_judges"][snakemake.wildcards.judge]
+if judge["backend"] == "likelihood":  # a hosted judge needs no GPU
+    lease_gpus(snakemake.resources.gpu)
 
 from axiskit.audit import judge_sample
 
@@ -17,7 +19,7 @@ judge_sample(
     scores_path=snakemake.output.scores,
     journal_folder=f"results/{snakemake.wildcards.model}/journal",
     judge_name=snakemake.wildcards.judge,
-    judge=snakemake.config["audit_judges"][snakemake.wildcards.judge],
+    judge=judge,
     display_name=snakemake.params.display_name,
     model_path=snakemake.params.model_path,
     revision=snakemake.params.revision,
