@@ -18,7 +18,8 @@ from pathlib import Path
 
 from axiskit.activations import encode_response
 from axiskit.artifacts import read_table
-from axiskit.estimate import PLACES, REST, make_estimate, show_bytes, show_seconds, size_on_disk
+from axiskit.disk import PLACES, REST, show_bytes, size_on_disk
+from axiskit.estimate import make_estimate, show_seconds
 from axiskit.models import load_tokenizer
 from axiskit.preflight import Plan, probe_plan, read_plan
 

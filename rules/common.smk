@@ -13,7 +13,6 @@ os.environ.update(
 
 from axiskit.config import CONDITIONS, MODEL_FILES, validate_config
 from axiskit.errors import AxiskitError, ConfigError
-from axiskit.estimate import plan_workload
 from axiskit.judge_prompts import check_judgeable
 from axiskit.questions import load_questions
 from axiskit.recipes import RECIPE
@@ -21,6 +20,7 @@ from axiskit.roles import find_role_files, load_roles
 from axiskit.rollouts import shard_of
 from axiskit.traits import find_trait_files, load_trait, trait_shard
 from axiskit.transcripts import find_scripts, load_script, load_transcript
+from axiskit.workload import plan_workload
 
 
 def in_workflow(path):
@@ -218,7 +218,7 @@ def require_gpus():
 
 def require_room():
     """Refuse to start where the disk has no room for what the jobs to run will write."""
-    from axiskit.estimate import REST, check_room, needed_disk
+    from axiskit.disk import REST, check_room, needed_disk
     from axiskit.model_size import read_model_size
 
     if not CFG.resources.check_disk:

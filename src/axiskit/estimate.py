@@ -8,103 +8,21 @@ holds the estimate against a run.
 from __future__ import annotations
 
 import math
-import os
-import shutil
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from axiskit.config import CONDITIONS, Config
-from axiskit.errors import DiskError
-from axiskit.judge_prompts import judge_prompt
+from axiskit.disk import REST, checkpoint_bytes, show_bytes, stage_disk
 from axiskit.model_size import BYTES, ModelSize
-from axiskit.roles import Role
-from axiskit.rollouts import shard_of
 from axiskit.speed import HARDWARE, Speed
-from axiskit.traits import Pole, Trait, trait_shard
+from axiskit.workload import Lengths, Workload, stage_tokens
 
 _GPU_BYTES = 0.9 * 2**30  # usable of what is sold as a GB: CUDA and fragments take their share
 _OVERHEAD_BYTES = 1e9  # of a process with torch in it
 _DISK_BYTES_PER_SECOND = 5e8  # at which later steps read activations
 
-REST = "the rest"
-
-PLACES = {
-    "fetch_model": ("model",),
-    "generate_responses": ("responses", "journal/generate_responses"),
-    "extract_activations": ("activations", "journal/extract_activations"),
-    "judge_responses": ("scores", "journal/judge_responses"),
-    "ask_judge": ("scores", "journal/ask_judge"),
-    "hold_conversation": ("conversations", "journal/hold_conversation"),
-    "project_conversations": ("trajectories.parquet",),
-    REST: (
-        *("role_vectors.pt", "roles.parquet", "axis.pt", "projections.parquet", "persona_space.pt"),
-        *("capping_config.pt", "capping.parquet", "personas.parquet", "layers.parquet"),
-        *("variance.parquet", "summary.txt", "figures", "logs", "benchmarks"),
-        *("trait_vectors.pt", "traits.parquet"),
-    ),
-}
-"""What each stage leaves in results/{model}/; a stage is a rule, or all the small ones together."""
-
 _REST_JOBS = 11
-_N_COMPONENTS = 10  # as axiskit.persona_space keeps them
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a config asks of any model: counts of rollouts, and lengths of texts in bytes of UTF-8.
-
-    Attributes:
-        rollouts: By kind of role.
-        judged: Of these, those that a judge scores.
-        shards: Rollouts of each shard.
-        n_vectors: Roles, the default among them, and traits: each has a vector.
-        prompt_bytes: Instruction and question of a rollout, mean.
-        longest_prompt_bytes: The longest.
-        question_bytes: A question, mean.
-        judge_prompt_bytes: What a hosted judge is sent beside the response, mean.
-        scripts: For each conversation the lengths of its user turns.
-    """
-
-    rollouts: Mapping[str, int]
-    judged: int
-    shards: tuple[int, ...]
-    n_vectors: int
-    prompt_bytes: float
-    longest_prompt_bytes: int
-    question_bytes: float
-    judge_prompt_bytes: float
-    scripts: tuple[tuple[int, ...], ...]
-
-    @property
-    def n_rollouts(self) -> int:
-        """Rollouts of all kinds."""
-        return sum(self.rollouts.values())
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """How bytes become tokens, and how long responses are; a probe measures it.
-
-    Attributes:
-        source: Where the numbers come from.
-        bytes_per_token: Of a text.
-        template_tokens: What the chat template adds to a prompt.
-        response_share: Mean length of a response, in shares of ``max_new_tokens``.
-        step_share: Decoding steps of a batch, likewise: its longest response decides.
-    """
-
-    source: str = "assumed: 4 bytes a token, responses as long as max_new_tokens allows"
-    bytes_per_token: float = 4.0
-    template_tokens: float = 15.0
-    response_share: float = 1.0
-    step_share: float = 1.0
-
-    def tokens(self, n_bytes: float) -> float:
-        """Tokens of a prompt with so many bytes in it."""
-        return n_bytes / self.bytes_per_token + self.template_tokens
 
 
 @dataclass(frozen=True)
@@ -193,59 +111,6 @@ class Estimate:
         return sum(filter(None, parts)) + max(stage.disk_while for stage in self.stages)
 
 
-def plan_workload(
-    config: Config,
-    roles: Mapping[str, Role],
-    questions: Sequence[str],
-    scripts: Iterable[Sequence[str]],
-    traits: Iterable[Trait] = (),
-) -> Workload:
-    """Count what a config asks for.
-
-    Args:
-        config: The config.
-        roles: The included roles, the default among them.
-        questions: Those that are asked.
-        scripts: User turns of each conversation, those that are held.
-        traits: The included traits.
-    """
-    n_prompts = config.prompts_per_role
-    prompts_of = {"role": n_prompts, "trait": n_prompts, "default": config.default_prompts}
-    characters = [*roles.values(), *(pole for trait in traits for pole in trait.poles())]
-    name = config.model.display_name or config.model.name
-    rollouts: Counter[str] = Counter()
-    shards: Counter[str] = Counter()
-    instruction_bytes, longest, judge_bytes = 0, 0, []
-    for role in characters:
-        prompts = [len(text.encode()) for text in role.prompts(prompts_of[role.kind], name)]
-        rollouts[role.kind] += len(prompts) * len(questions)
-        shard = (
-            trait_shard(role.trait, config.shards)
-            if isinstance(role, Pole)
-            else shard_of(role.name, config.shards)
-        )
-        shards[shard] += len(prompts) * len(questions)
-        instruction_bytes += sum(prompts) * len(questions)
-        longest = max(longest, *prompts)
-        if config.judge.is_hosted and role.kind != "default":
-            judge_bytes.append(len(judge_prompt(role, question="", response="").encode()))
-    lengths = [len(question.encode()) for question in questions]
-    question_bytes = sum(lengths) / len(lengths)
-    return Workload(
-        rollouts=dict(rollouts),
-        judged=rollouts["role"] + rollouts["trait"],
-        shards=tuple(shards[shard] for shard in sorted(shards)),
-        n_vectors=len(roles) + rollouts["trait"] // (2 * n_prompts * len(questions)),
-        prompt_bytes=instruction_bytes / rollouts.total() + question_bytes,
-        longest_prompt_bytes=longest + max(lengths),
-        question_bytes=question_bytes,
-        judge_prompt_bytes=(
-            question_bytes + sum(judge_bytes) / len(judge_bytes) if judge_bytes else 0.0
-        ),
-        scripts=tuple(tuple(len(turn.encode()) for turn in turns) for turns in scripts),
-    )
-
-
 def make_estimate(
     config: Config,
     workload: Workload,
@@ -316,47 +181,6 @@ def make_estimate(
     )
 
 
-def stage_tokens(
-    config: Config, workload: Workload, lengths: Lengths
-) -> dict[str, tuple[float, float]]:
-    """Tokens that models read and write, by stage.
-
-    A conversation is read anew at each turn, as nothing is kept between them.
-    """
-    prompt = lengths.tokens(workload.prompt_bytes)
-    response = config.generation.max_new_tokens * lengths.response_share
-    n = workload.n_rollouts
-    tokens = {
-        "generate_responses": (n * prompt, n * response),
-        "extract_activations": (n * (prompt + response), 0.0),
-    }
-    if config.judge.is_hosted:
-        from axiskit.asking import estimated_tokens
-
-        n_bytes = workload.judge_prompt_bytes + response * lengths.bytes_per_token
-        tokens["ask_judge"] = (
-            float(workload.judged * estimated_tokens(" " * round(n_bytes))),
-            float(workload.judged * config.judge.max_tokens),
-        )
-    else:
-        neutral = lengths.tokens(workload.question_bytes)
-        tokens["judge_responses"] = (workload.judged * (neutral + response), 0.0)
-    answer = config.conversations.max_new_tokens * lengths.response_share
-    read = written = final = 0.0
-    for turns in workload.scripts:
-        length = 0.0
-        for turn in turns:
-            length += lengths.tokens(turn)
-            read += length
-            length += answer
-            written += answer
-        final += length
-    n_conditions = len(CONDITIONS)
-    tokens["hold_conversation"] = (n_conditions * read, n_conditions * written)
-    tokens["project_conversations"] = (n_conditions * final, 0.0)
-    return tokens
-
-
 def judge_usd(config: Config, workload: Workload, lengths: Lengths) -> float | None:
     """What a hosted judge costs at most, in USD: 0 by likelihood, None without a price."""
     if not config.judge.is_hosted:
@@ -378,7 +202,8 @@ def stage_seconds(
 ) -> dict[str, float]:
     """Seconds of all jobs of each stage, where they can be told.
 
-    A stage's batches are decoded step by step, until the longest response of each has ended.
+    With transformers a batch is decoded step by step, until its longest response has ended; vLLM
+    goes on with the next prompt where one has ended.
 
     Args:
         config: The config.
@@ -398,10 +223,17 @@ def stage_seconds(
     def reading(stage: str, each_s: float) -> float:
         return tokens[stage][0] * each_s
 
+    if config.generation.engine == "vllm":
+        written = tokens["generate_responses"][1]
+        generating = len(workload.shards) * speed.vllm_start_s + written * speed.vllm_token_s
+    else:
+        generating = (
+            starts
+            + reading("generate_responses", speed.read_s)
+            + steps * (n_batches * speed.step_s + workload.n_rollouts * speed.row_step_s)
+        )
     seconds = {
-        "generate_responses": starts
-        + reading("generate_responses", speed.read_s)
-        + steps * (n_batches * speed.step_s + workload.n_rollouts * speed.row_step_s),
+        "generate_responses": generating,
         "extract_activations": starts + reading("extract_activations", speed.read_s),
     }
     if not config.judge.is_hosted:
@@ -422,78 +254,17 @@ def stage_seconds(
     return seconds
 
 
-def stage_disk(
-    config: Config, workload: Workload, size: ModelSize | None, lengths: Lengths
-) -> dict[str, float | None]:
-    """Bytes that each stage leaves in results/{model}/; None where the model's size decides.
-
-    Overheads of rows, files and columns are those of the formats, seen on finished runs.
-    """
-    n, n_shards = workload.n_rollouts, len(workload.shards)
-    text = n * config.generation.max_new_tokens * lengths.response_share * lengths.bytes_per_token
-    tokens = stage_tokens(config, workload, lengths)
-    written = tokens["hold_conversation"][1]
-    spoken = written * lengths.bytes_per_token
-    asked = len(CONDITIONS) * sum(map(sum, workload.scripts))
-    n_talks = len(CONDITIONS) * len(workload.scripts)
-    n_answers = len(CONDITIONS) * sum(map(len, workload.scripts))
-    judging, row_bytes = ("ask_judge", 270) if config.judge.is_hosted else ("judge_responses", 101)
-    disk: dict[str, float | None] = {"fetch_model": None} if config.model.must_be_fetched else {}
-    disk |= {
-        "generate_responses": n * 175 + 1.45 * text + 6000 * n_shards,
-        "extract_activations": None,
-        judging: workload.judged * row_bytes + 4500 * n_shards,
-        "hold_conversation": 2 * spoken + asked + 250 * n_answers + 2500 * n_talks,
-        "project_conversations": None,
-        REST: None,
-    }
-    if size is None:
-        return disk
-    if config.model.must_be_fetched:  # weights, and a tokenizer of some 70 bytes a token
-        disk["fetch_model"] = size.parameters * BYTES["bfloat16"] + 70 * size.vocab_size
-    kept = kept_layers(config, size)
-    per_layer = size.hidden_size * BYTES["float32"]
-    windows = sum(config.capping.widths) * size.n_layers / config.capping.step
-    activations = activation_bytes(n, kept, size.hidden_size)
-    return disk | {
-        "extract_activations": activations + 30 * n + 3000 * n_shards,
-        "project_conversations": 8 * written + 500 * kept + 4 * kept * n_answers + 4500,
-        REST: kept
-        * per_layer
-        * (workload.n_vectors + _N_COMPONENTS + 3)  # vectors, space, axis, caps
-        + 90 * windows * len(config.capping.floor_quantiles)
-        + n * (4 * kept + 12)  # projections
-        + 600 * kept
-        + 1.5e7,  # figures: three hold all of plotly
-    }
-
-
-def activation_bytes(n_rollouts: int, n_layers: int, hidden_size: int) -> int:
-    """Bytes of the activations of so many rollouts, in bfloat16."""
-    return n_rollouts * n_layers * hidden_size * BYTES["bfloat16"]
-
-
-def kept_layers(config: Config, size: ModelSize) -> int:
-    """Number of layers whose activations are kept."""
-    layers = config.activations.layers
-    return size.n_layers if isinstance(layers, str) else len(set(layers))
-
-
-def checkpoint_bytes(
-    config: Config, workload: Workload, size: ModelSize | None, jobs_at_once: int
-) -> float:
-    """Bytes of the checkpoints that lie beside the activations while shards are extracted."""
-    if size is None:
-        return 0.0
-    largest = sorted(workload.shards, reverse=True)[:jobs_at_once]
-    return activation_bytes(sum(largest), kept_layers(config, size), size.hidden_size)
-
-
 def job_memory(config: Config, workload: Workload, size: ModelSize, lengths: Lengths) -> Memory:
-    """What a job that runs the model takes at most, in GPU memory, or in main memory on a CPU."""
+    """What a job that runs the model takes at most, in GPU memory, or in main memory on a CPU.
+
+    vLLM is counted with the cache of one response: it takes what it is given
+    (``generation.vllm.gpu_memory_utilization``), and decodes as many at once as fit in.
+    """
     dtype = config.model.dtype
     longest = lengths.tokens(workload.longest_prompt_bytes) + config.generation.max_new_tokens
     batch = min(config.generation.batch_size, max(workload.shards))
+    if config.generation.engine == "vllm":
+        batch = 1
     tokens = config.activations.tokens_per_batch
     hidden = tokens * (4 * size.hidden_size + 3 * size.intermediate_size) * BYTES[dtype]
     logits = 0 if config.judge.is_hosted else tokens * size.vocab_size * BYTES[dtype]
@@ -525,80 +296,6 @@ def gpu_warning(config: Config, memory: Memory, hardware: str) -> str | None:
         f"resources.gpus: {gpus} of {size_gb:g} GB, {needed} needed for {total}; "
         "raise it, or lower generation.batch_size or activations.tokens_per_batch"
     )
-
-
-def free_bytes(path: str | Path) -> int:
-    """Free bytes where a path lies or will lie; links are followed."""
-    there = Path(os.path.realpath(path))
-    while not there.exists():
-        there = there.parent
-    return shutil.disk_usage(there).free
-
-
-def size_on_disk(paths: Iterable[Path]) -> int:
-    """Bytes of files, and of all files in folders; what is missing has none."""
-    total = 0
-    for path in paths:
-        files = path.rglob("*") if path.is_dir() else [path]
-        total += sum(file.stat().st_size for file in files if file.is_file())
-    return total
-
-
-def needed_disk(
-    config: Config,
-    workload: Workload,
-    size: ModelSize | None,
-    lengths: Lengths | None = None,
-    *,
-    jobs_at_once: int = 1,
-) -> dict[str, float]:
-    """Bytes that each stage takes in results/{model}/ at most, where it is known."""
-    disk = stage_disk(config, workload, size, lengths or Lengths())
-    needed = {stage: n_bytes for stage, n_bytes in disk.items() if n_bytes is not None}
-    if "extract_activations" in needed:
-        needed["extract_activations"] += checkpoint_bytes(config, workload, size, jobs_at_once)
-    return needed
-
-
-def check_room(results: str | Path, needed: Mapping[str, float]) -> None:
-    """Refuse to go on where the disk has no room for what is still to be written.
-
-    What lies in results already counts as written, or as replaced.
-
-    Args:
-        results: results/{model}.
-        needed: Bytes in the end, by stage (:data:`PLACES`).
-
-    Raises:
-        DiskError: There is less room than needed; both are said.
-    """
-    folder = Path(results)
-    missing = {
-        stage: max(0.0, total - size_on_disk(folder / place for place in PLACES[stage]))
-        for stage, total in needed.items()
-    }
-    free = free_bytes(folder)
-    if sum(missing.values()) > free:
-        largest = max(missing, key=missing.__getitem__)
-        raise DiskError(
-            f"{folder}: {show_bytes(free)} free, {show_bytes(sum(missing.values()))} needed "
-            f"({show_bytes(missing[largest])} of it by {largest}); make room, put results/ on "
-            "another disk, or ask for less (activations.layers, questions.count, "
-            "prompts_per_role); resources.check_disk: false starts all the same"
-        )
-
-
-def show_bytes(n_bytes: float) -> str:
-    """A number of bytes in words.
-
-    >>> show_bytes(217e9), show_bytes(1500)
-    ('217 GB', '1.5 kB')
-    """
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 999.5 or unit == "GB":
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} {unit}" if n_bytes < 1000 else f"{n_bytes:.0f} {unit}"
 
 
 def show_seconds(seconds: float) -> str:

@@ -13,8 +13,8 @@ import torch
 from axiskit import vllm_engine
 from axiskit.artifacts import stage_metadata, write_table
 from axiskit.batching import length_sorted_batches, pad, run_halving
+from axiskit.disk import activation_bytes, check_room
 from axiskit.errors import ModelError
-from axiskit.estimate import activation_bytes, check_room
 from axiskit.journal import Journal
 from axiskit.layers import select_layers, target_layer
 from axiskit.models import (
@@ -148,13 +148,7 @@ def generate_responses(
         "max_new_tokens": max_new_tokens,
     }
     prompts = {
-        rollout.rollout_id: render_prompt(
-            tokenizer,
-            chat_messages(
-                tokenizer, rollout.system_prompt, rollout.question, **chat_template_kwargs
-            ),
-            **chat_template_kwargs,
-        )
+        rollout.rollout_id: rollout_prompt(tokenizer, rollout, **chat_template_kwargs)
         for rollout in rollouts
     }
     keys = {
@@ -213,6 +207,12 @@ def generate_responses(
     write_table(responses_path, table, metadata)
 
 
+def rollout_prompt(tokenizer: Any, rollout: Rollout, **kwargs: Any) -> str:
+    """The text after which the model writes a rollout's response."""
+    messages = chat_messages(tokenizer, rollout.system_prompt, rollout.question, **kwargs)
+    return render_prompt(tokenizer, messages, **kwargs)
+
+
 Answered = Iterator[tuple[list[int], list[dict[str, Any]]]]
 """Indices of a batch of rollouts, and a row for each of them."""
 
@@ -267,20 +267,25 @@ def _with_vllm(
     stops = read_stop_token_ids(
         facts["path"], tokenizer, revision=facts["revision"], **facts["chat_template_kwargs"]
     )
-    for batch, answers in vllm_engine.sample_batches(
-        tokens,
-        seeds=[rollout.seed for rollout in rollouts],
-        names=[rollout.rollout_id for rollout in rollouts],
-        stop_token_ids=stops,
-        model_path=facts["path"],
+    llm = vllm_engine.load_llm(
+        facts["path"],
         revision=facts["revision"],
         dtype=facts["dtype"],
-        batch_size=batch_size,
+        max_tokens=longest + sampling["max_new_tokens"],
         n_gpus=n_gpus,
-        **sampling,
         **settings,
-    ):
-        yield batch, [_row(tokenizer, *answer, stops) for answer in answers]
+    )
+    for start in range(0, len(rollouts), batch_size):
+        batch = range(start, min(start + batch_size, len(rollouts)))
+        answers = vllm_engine.sample(
+            llm,
+            [tokens[i] for i in batch],
+            seeds=[rollouts[i].seed for i in batch],
+            names=[rollouts[i].rollout_id for i in batch],
+            stop_token_ids=stops,
+            **sampling,
+        )
+        yield list(batch), [_row(tokenizer, *answer, stops) for answer in answers]
 
 
 @torch.inference_mode()

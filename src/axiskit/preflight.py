@@ -9,17 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axiskit.config import Config, read_config
+from axiskit.disk import check_room, needed_disk
 from axiskit.errors import ConfigError, DiskError, ModelError
-from axiskit.estimate import (
-    Estimate,
-    Lengths,
-    Workload,
-    check_room,
-    cpu_jobs_at_once,
-    make_estimate,
-    needed_disk,
-    plan_workload,
-)
+from axiskit.estimate import Estimate, cpu_jobs_at_once, make_estimate
 from axiskit.model_size import ModelSize, read_model_size
 from axiskit.questions import load_questions
 from axiskit.roles import Role, load_roles
@@ -27,6 +19,7 @@ from axiskit.rollouts import plan_rollouts
 from axiskit.speed import Speed, profile_speed
 from axiskit.traits import find_trait_files, load_trait
 from axiskit.transcripts import find_scripts, load_script
+from axiskit.workload import Lengths, Workload, plan_workload
 
 if TYPE_CHECKING:
     from axiskit.probe import Clock
@@ -159,8 +152,15 @@ def estimate_plan(
         speed, lengths = probe_plan(plan, threads, at_once if threads else 1)
     elif hardware and plan.size:
         generation = plan.config.generation
-        context = lengths.tokens(plan.workload.prompt_bytes) + generation.max_new_tokens / 2
-        speed = profile_speed(hardware, plan.size, plan.config.model.dtype, context)
+        speed = profile_speed(
+            hardware,
+            plan.size,
+            plan.config.model.dtype,
+            prompt_tokens=lengths.tokens(plan.workload.prompt_bytes),
+            response_tokens=generation.max_new_tokens * lengths.response_share,
+            batch_size=generation.batch_size,
+            n_gpus=plan.config.resources.gpus,
+        )
     return make_estimate(
         plan.config,
         plan.workload,
@@ -172,7 +172,7 @@ def estimate_plan(
 
 
 def room_left(plan: Plan, estimate: Estimate) -> DiskError | None:
-    """What :func:`axiskit.estimate.check_room` says to a whole run; None: nothing."""
+    """What :func:`axiskit.disk.check_room` says to a whole run; None: nothing."""
     needed = needed_disk(
         plan.config,
         plan.workload,
@@ -190,11 +190,13 @@ def room_left(plan: Plan, estimate: Estimate) -> DiskError | None:
 def probe_plan(
     plan: Plan, threads: int | None, jobs_at_once: int, clock: Clock = "wall"
 ) -> tuple[Speed, Lengths]:
-    """Run :func:`axiskit.probe.run_probe` on a plan.
+    """Run :func:`axiskit.probe.run_probe` on a plan, with GPUs leased as a job's are.
 
     Raises:
+        DeviceError: Fewer GPUs are visible than a job needs.
         ModelError: There is no model yet, or it cannot be loaded.
     """
+    from axiskit.devices import lease_gpus
     from axiskit.probe import run_probe
 
     config = plan.config
@@ -213,6 +215,7 @@ def probe_plan(
         model_name=name,
         seed=config.generation.seed,
     )
+    lease_gpus(config.resources.gpus)
     return run_probe(
         config,
         plan.model_path,

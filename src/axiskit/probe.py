@@ -1,12 +1,15 @@
 """How fast this machine runs a config's model, measured on a small sample of its own rollouts.
 
 The sample is generated, read and judged by the functions that the workflow calls, with as many
-threads and as many jobs at once. It takes up to about two minutes: what does not fit is cut short.
+threads and as many jobs at once. It takes up to about two minutes, and what the model takes to
+load: what does not fit is cut short. With the engine vllm it is generated twice, as conversations
+are held with transformers.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,9 +22,9 @@ from typing import Any, Literal
 from axiskit import errors
 from axiskit.config import Config, validate_config
 from axiskit.errors import AxiskitError, ModelError
-from axiskit.estimate import Lengths
 from axiskit.rollouts import Rollout
 from axiskit.speed import Speed
+from axiskit.workload import Lengths
 
 GENERATE_SECONDS = 50.0
 """What generating a full batch may take; the tokens are made fewer, or the rows."""
@@ -49,7 +52,8 @@ def run_probe(
     Args:
         config: The config.
         model_path: Hugging Face id or folder.
-        rollouts: All that the config asks for; a sample as large as a batch is taken evenly.
+        rollouts: All that the config asks for. A sample as large as a batch is taken evenly; for
+            vLLM two that follow each other, since it reads once what neighbours have in common.
         neutral_prompt: What a judge by likelihood compares with.
         n_scripts: Conversations that are held side by side.
         threads: Of each job; None: as torch wants it (a GPU).
@@ -68,12 +72,33 @@ def run_probe(
     job = {
         "config": config.model_dump(),
         "model_path": model_path,
-        "sample": [asdict(rollout) for rollout in sample],
-        "neutral_prompt": neutral_prompt,
-        "n_scripts": max(1, n_scripts),
-        "threads": threads,
         "clock": clock,
     }
+    found = _in_processes(
+        jobs_at_once,
+        {
+            **job,
+            "engine": "transformers",
+            "sample": [asdict(rollout) for rollout in sample],
+            "neutral_prompt": neutral_prompt,
+            "n_scripts": max(1, n_scripts),
+            "threads": threads,
+        },
+    )
+    speeds = [one["speed"] for one in found]
+    jobs = f"{jobs_at_once} at once" if jobs_at_once > 1 else "one at a time"
+    source = f"probe: jobs of {threads} threads, {jobs}" if threads else "probe on a GPU"
+    if config.generation.engine == "vllm":
+        middle = max(0, len(rollouts) // 2 - n_rows)
+        neighbours = [asdict(rollout) for rollout in rollouts[middle : middle + 2 * n_rows]]
+        with_vllm = _in_processes(jobs_at_once, {**job, "engine": "vllm", "sample": neighbours})
+        speeds = [{**one, **other} for one, other in zip(speeds, with_vllm, strict=True)]
+    means = {name: fmean(speed[name] for speed in speeds) for name in speeds[0]}
+    return Speed(source, **means), Lengths(**found[0]["lengths"])
+
+
+def _in_processes(jobs_at_once: int, job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each of so many processes measured, side by side."""
     processes = []
     for _ in range(jobs_at_once):
         process = subprocess.Popen(
@@ -85,12 +110,7 @@ def run_probe(
         )
         processes.append((process, json.dumps({**job, "started": time.time()})))
     with ThreadPoolExecutor(jobs_at_once) as pool:
-        found = list(pool.map(lambda one: _result(*one), processes))
-    jobs = f"{jobs_at_once} at once" if jobs_at_once > 1 else "one at a time"
-    source = f"probe: jobs of {threads} threads, {jobs}" if threads else "probe on a GPU"
-    speeds = [one["speed"] for one in found]
-    means = {name: fmean(speed[name] for speed in speeds) for name in speeds[0]}
-    return Speed(source, **means), Lengths(**found[0]["lengths"])
+        return list(pool.map(lambda one: _result(*one), processes))
 
 
 def _result(process: subprocess.Popen[str], job: str) -> dict[str, Any]:
@@ -113,14 +133,16 @@ def _result(process: subprocess.Popen[str], job: str) -> dict[str, Any]:
 def main() -> None:
     """Measure in a process of its own: a job as JSON on stdin, what was found as JSON on stdout."""
     job = json.load(sys.stdin)
-    config = validate_config(job.pop("config"))
-    sample = [Rollout(**row) for row in job.pop("sample")]
-    out, sys.stdout = sys.stdout, sys.stderr  # libraries may print
-    try:
-        speed, lengths = _measure(config=config, sample=sample, **job)
-    except AxiskitError as error:
-        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
-    json.dump({"speed": speed, "lengths": asdict(lengths)}, out)
+    job["config"] = validate_config(job["config"])
+    job["sample"] = [Rollout(**row) for row in job["sample"]]
+    measure = _measure_vllm if job.pop("engine") == "vllm" else _measure
+    with open(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)  # libraries may print
+        try:
+            found = measure(**job)
+        except AxiskitError as error:
+            sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        json.dump(found, out)
 
 
 def _measure(
@@ -132,7 +154,7 @@ def _measure(
     neutral_prompt: str,
     n_scripts: int,
     threads: int | None,
-) -> tuple[dict[str, float], Lengths]:
+) -> dict[str, Any]:
     """One job's numbers of :class:`Speed`, counted from ``started``; and the sample's lengths."""
     import torch
 
@@ -146,7 +168,6 @@ def _measure(
     from axiskit.layers import decoder_blocks, select_layers
     from axiskit.likelihood import log_likelihoods
     from axiskit.models import load_model
-    from axiskit.templates import chat_messages, render_prompt
 
     if threads:
         torch.set_num_threads(threads)
@@ -159,17 +180,7 @@ def _measure(
     )
     start_s = now() - start
 
-    prompts = [
-        tokenizer(
-            render_prompt(
-                tokenizer,
-                chat_messages(tokenizer, rollout.system_prompt, rollout.question, **kwargs),
-                **kwargs,
-            ),
-            add_special_tokens=False,
-        ).input_ids
-        for rollout in sample
-    ]
+    prompts = _prompts(tokenizer, sample, config)
     step_s, row_step_s, answers, steps = _generating(
         model, tokenizer, prompts, sample, config, n_scripts, now
     )
@@ -203,7 +214,70 @@ def _measure(
         "judge_s": judge_s,
         "core_share": _core_share(started, threads),
     }
-    return speed, _lengths(tokenizer, prompts, sample, answers, steps, config)
+    neutral = [len(tokens) - sum(mask) for tokens, mask in judged]
+    lengths = _lengths(tokenizer, prompts, neutral, sample, answers, steps, config)
+    return {"speed": speed, "lengths": asdict(lengths)}
+
+
+def _measure_vllm(
+    started: float, clock: Clock, config: Config, model_path: str, sample: Sequence[Rollout]
+) -> dict[str, float]:
+    """One job's ``vllm_`` numbers of :class:`Speed`: half of the sample warms up, half counts."""
+    from axiskit import vllm_engine
+    from axiskit.models import load_tokenizer, read_stop_token_ids
+
+    now = _CLOCKS[clock]
+    start = 0.0 if clock == "cpu" else now() - (time.time() - started)
+    revision, kwargs = config.model.revision, config.model.chat_template_kwargs
+    tokenizer = load_tokenizer(model_path, revision=revision)
+    prompts = _prompts(tokenizer, sample, config)
+    stops = read_stop_token_ids(model_path, tokenizer, revision=revision, **kwargs)
+    most = config.generation.max_new_tokens
+    llm = vllm_engine.load_llm(
+        model_path,
+        revision=revision,
+        dtype=config.model.dtype,
+        max_tokens=max(map(len, prompts)) + most,
+        n_gpus=max(1, config.resources.gpus),
+        **config.generation.vllm.model_dump(),
+    )
+    vllm_start_s = now() - start
+
+    def generate(part: slice, n_tokens: int) -> tuple[float, int]:
+        """Seconds, and tokens written."""
+        start = now()
+        answers = vllm_engine.sample(
+            llm,
+            prompts[part],
+            seeds=[rollout.seed for rollout in sample[part]],
+            names=[rollout.rollout_id for rollout in sample[part]],
+            stop_token_ids=stops,
+            temperature=config.generation.temperature,
+            top_p=config.generation.top_p,
+            max_new_tokens=n_tokens,
+        )
+        return now() - start, sum(len(answer.tokens) for answer in answers)
+
+    half = max(1, len(sample) // 2)
+    few = min(8, most)
+    generate(slice(half), few)  # the first call is slower than any later one
+    step_s = generate(slice(half), few)[0] / few
+    n_tokens = min(most, max(few, int(GENERATE_SECONDS / step_s)))
+    seconds, written = generate(slice(half, None) if len(sample) > 1 else slice(half), n_tokens)
+    return {"vllm_start_s": vllm_start_s, "vllm_token_s": seconds / written}
+
+
+def _prompts(tokenizer: Any, sample: Sequence[Rollout], config: Config) -> list[list[int]]:
+    """Token ids of each rollout's prompt."""
+    from axiskit.generation import rollout_prompt
+
+    return [
+        tokenizer(
+            rollout_prompt(tokenizer, rollout, **config.model.chat_template_kwargs),
+            add_special_tokens=False,
+        ).input_ids
+        for rollout in sample
+    ]
 
 
 def _core_share(started: float, threads: int | None) -> float:
@@ -301,14 +375,19 @@ def _seconds_a_token(
 def _lengths(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
+    neutral: Sequence[int],
     sample: Sequence[Rollout],
     answers: Sequence[Mapping[str, Any]],
     n_tokens: int,
     config: Config,
 ) -> Lengths:
     """Lengths of the sample. Responses that were cut short say nothing about their length."""
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False).input_ids)
+
     texts = [rollout.system_prompt + rollout.question for rollout in sample]
-    plain = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+    plain = list(map(count, texts))
     most = config.generation.max_new_tokens
     is_cut = n_tokens < most and any(row["finish_reason"] == "length" for row in answers)
     response_share = 1.0 if is_cut else fmean(row["n_tokens"] for row in answers) / most
@@ -322,6 +401,7 @@ def _lengths(
         ),
         bytes_per_token=n_bytes / sum(plain) if sum(plain) else assumed.bytes_per_token,
         template_tokens=fmean(map(len, prompts)) - fmean(plain),
+        neutral_tokens=fmean(neutral) - fmean(count(rollout.question) for rollout in sample),
         response_share=response_share,
         step_share=1.0 if is_cut else max(map(_steps_of, answers)) / most,
     )

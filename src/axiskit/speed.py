@@ -22,6 +22,12 @@ LOAD_BYTES_PER_SECOND = 1e9
 IMPORT_SECONDS = 15.0
 """What a job with torch and transformers takes to start on a machine with GPUs; assumed."""
 
+VLLM_START_SECONDS = 90.0
+"""What vLLM takes to compile and to capture graphs, beside loading; assumed."""
+
+VLLM_ROWS = 256
+"""Responses that vLLM decodes at once at most (its ``max_num_seqs``)."""
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -36,6 +42,8 @@ class Speed:
         read_s: A token read: in prompts, extraction, conversations.
         judge_s: A token read for its likelihood.
         core_share: What a probe got of its cores; much below 1 other work slowed it down.
+        vllm_start_s: Until a job that generates with vLLM is ready; 0 with transformers.
+        vllm_token_s: A token that vLLM writes, reading the prompts included; likewise.
     """
 
     source: str
@@ -46,6 +54,8 @@ class Speed:
     read_s: float
     judge_s: float
     core_share: float = 1.0
+    vllm_start_s: float = 0.0
+    vllm_token_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,16 +98,29 @@ def hardware_named(name: str) -> Hardware:
     return HARDWARE[name.lower()]
 
 
-def profile_speed(name: str, size: ModelSize, dtype: str, context: float) -> Speed:
+def profile_speed(
+    name: str,
+    size: ModelSize,
+    dtype: str,
+    *,
+    prompt_tokens: float,
+    response_tokens: float,
+    batch_size: int,
+    n_gpus: int,
+) -> Speed:
     """The speed of a model by a GPU's data sheet: by arithmetic, bandwidth or launches.
 
-    A model spread over several GPUs runs on one of them after the other, so it is no faster.
+    A model that transformers spreads over several GPUs runs on one of them after the other, so it
+    is no faster. vLLM splits each layer: so many GPUs are taken to be so much faster.
 
     Args:
         name: In :data:`HARDWARE`.
         size: The model.
         dtype: ``model.dtype``.
-        context: Mean tokens before a token that is written.
+        prompt_tokens: Mean tokens of a prompt.
+        response_tokens: Mean tokens of a response.
+        batch_size: Rollouts given to vLLM at once.
+        n_gpus: GPUs of a job.
 
     Raises:
         ConfigError: The GPU is not listed.
@@ -106,13 +129,21 @@ def profile_speed(name: str, size: ModelSize, dtype: str, context: float) -> Spe
     peak = gpu.tflops[dtype == "float32"] * 1e12
     read_s = 2 * size.parameters / (peak * COMPUTE_SHARE)
     bandwidth = gpu.bandwidth_gb * 1e9 * BANDWIDTH_SHARE
-    weights = size.weight_bytes(dtype)
+    weights_s = size.weight_bytes(dtype) / bandwidth
+    load_s = IMPORT_SECONDS + size.weight_bytes(dtype) / LOAD_BYTES_PER_SECOND
+    row_step_s = max(
+        (prompt_tokens + response_tokens / 2) * size.kv_bytes(dtype) / bandwidth, read_s
+    )
+    rows = min(batch_size, VLLM_ROWS)
+    prompt_s = read_s * prompt_tokens / response_tokens
     return Speed(
         source=f"data sheet of {name.lower()}, not measured",
         import_s=IMPORT_SECONDS,
-        start_s=IMPORT_SECONDS + weights / LOAD_BYTES_PER_SECOND,
-        step_s=max(weights / bandwidth, size.n_layers * LAYER_SECONDS),
-        row_step_s=max(context * size.kv_bytes(dtype) / bandwidth, read_s),
+        start_s=load_s,
+        step_s=max(weights_s, size.n_layers * LAYER_SECONDS),
+        row_step_s=row_step_s,
         read_s=read_s,
         judge_s=read_s,
+        vllm_start_s=load_s + VLLM_START_SECONDS,
+        vllm_token_s=(weights_s / rows + row_step_s + prompt_s) / max(1, n_gpus),
     )

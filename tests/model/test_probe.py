@@ -5,24 +5,25 @@ from conftest import ROOT
 
 from axiskit.config import validate_config
 from axiskit.errors import ModelError
-from axiskit.estimate import make_estimate, plan_workload
+from axiskit.estimate import make_estimate
 from axiskit.model_size import read_model_size
 from axiskit.probe import run_probe
 from axiskit.questions import load_questions
 from axiskit.roles import load_roles
 from axiskit.rollouts import plan_rollouts
+from axiskit.workload import plan_workload
 
 
-@pytest.fixture
-def planned(tiny_model):
+def planned(model, **generation):
+    """A small config, its rollouts and its workload."""
     config = validate_config(
         {
-            "model": {"name": "tiny", "path": tiny_model, "dtype": "float32"},
+            "model": {"name": "tiny", "path": str(model), "dtype": "float32"},
             "roles": {"include": ["poet", "tree"]},
             "questions": {"count": 3},
             "prompts_per_role": 2,
             "default_prompts": 2,
-            "generation": {"max_new_tokens": 12, "batch_size": 8},
+            "generation": {"max_new_tokens": 12, "batch_size": 8, **generation},
             "vectors": {"min_responses": 1, "min_roles": 3},
         }
     )
@@ -42,7 +43,7 @@ def planned(tiny_model):
 def probe(config, path, rollouts, jobs_at_once):
     return run_probe(
         config,
-        path,
+        str(path),
         rollouts,
         neutral_prompt="",
         n_scripts=2,
@@ -51,17 +52,18 @@ def probe(config, path, rollouts, jobs_at_once):
     )
 
 
-def test_a_probe_measures_every_speed_and_the_lengths(planned, tiny_model):
-    config, rollouts, workload = planned
+def test_a_probe_measures_every_speed_and_the_lengths(tiny_model):
+    config, rollouts, workload = planned(tiny_model)
     speed, lengths = probe(config, tiny_model, rollouts, 2)
     assert 0 < speed.import_s < speed.start_s
     assert speed.step_s + speed.row_step_s > 0
     assert speed.read_s > 0
     assert speed.judge_s > 0
     assert 0 < speed.core_share <= 1
+    assert speed.vllm_start_s == speed.vllm_token_s == 0
     assert "2 at once" in speed.source
     assert lengths.bytes_per_token == pytest.approx(1)  # the tiny tokenizer's are bytes
-    assert lengths.template_tokens > 10
+    assert lengths.template_tokens > lengths.neutral_tokens > 10  # no system message around it
     assert 0 < lengths.response_share <= lengths.step_share <= 1
     found = make_estimate(
         config, workload, read_model_size(tiny_model), lengths=lengths, speed=speed
@@ -70,7 +72,7 @@ def test_a_probe_measures_every_speed_and_the_lengths(planned, tiny_model):
     assert found.disk > 0
 
 
-def test_an_error_in_the_probe_is_that_of_the_job(planned, tmp_path):
-    config, rollouts, _ = planned
+def test_an_error_in_the_probe_is_that_of_the_job(tmp_path):
+    config, rollouts, _ = planned(tmp_path / "nowhere")
     with pytest.raises(ModelError, match=r"nowhere: .*\(model\.path\)"):
-        probe(config, str(tmp_path / "nowhere"), rollouts, 1)
+        probe(config, tmp_path / "nowhere", rollouts, 1)

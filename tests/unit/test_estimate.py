@@ -9,28 +9,21 @@ from typer.testing import CliRunner
 
 from axiskit.cli import NO_ROOM, app
 from axiskit.config import read_config, validate_config
+from axiskit.disk import _N_COMPONENTS, REST, check_room, free_bytes, needed_disk, stage_disk
 from axiskit.errors import ConfigError, DiskError
 from axiskit.estimate import (
-    _N_COMPONENTS,
-    REST,
-    Lengths,
     Memory,
-    check_room,
     cpu_jobs_at_once,
-    free_bytes,
     gpu_warning,
     job_memory,
     make_estimate,
-    needed_disk,
-    plan_workload,
-    stage_disk,
     stage_seconds,
-    stage_tokens,
 )
 from axiskit.model_size import ModelSize, read_model_size
 from axiskit.persona_space import N_COMPONENTS
 from axiskit.roles import Role
 from axiskit.speed import HARDWARE, Speed, profile_speed
+from axiskit.workload import Lengths, plan_workload, stage_tokens
 
 SIZE = ModelSize(
     n_layers=10,
@@ -41,7 +34,9 @@ SIZE = ModelSize(
     parameters=1_000_000,
     weights_on_disk=2_000_000,
 )
-LENGTHS = Lengths("by hand", bytes_per_token=4.0, template_tokens=10.0, response_share=0.5)
+LENGTHS = Lengths(
+    "by hand", bytes_per_token=4.0, template_tokens=10.0, neutral_tokens=12.0, response_share=0.5
+)
 SPEED = Speed("by hand", 1.0, 3.0, step_s=0.1, row_step_s=0.01, read_s=0.001, judge_s=0.002)
 
 
@@ -93,7 +88,7 @@ def test_tokens_are_those_worked_out_by_hand():
     prompt = (272 / 12 + 8) / 4 + 10
     assert tokens["generate_responses"] == pytest.approx((12 * prompt, 12 * 10))
     assert tokens["extract_activations"] == pytest.approx((12 * (prompt + 10), 0))
-    assert tokens["judge_responses"] == pytest.approx((8 * (8 / 4 + 10 + 10), 0))
+    assert tokens["judge_responses"] == pytest.approx((8 * (8 / 4 + 12 + 10), 0))
     # two turns of 20 tokens, answers of 5: 20 are read, then 20 + 5 + 20; and 20 of the other one
     assert tokens["hold_conversation"] == pytest.approx((3 * (20 + 45 + 20), 3 * 3 * 5))
     assert tokens["project_conversations"] == pytest.approx((3 * (50 + 25), 0))
@@ -108,7 +103,7 @@ def test_seconds_count_starts_batches_rows_and_tokens():
         3 + 12 * prompt * 0.001 + 20 * (3 * 0.1 + 12 * 0.01)
     )
     assert seconds["extract_activations"] == pytest.approx(3 + 12 * (prompt + 10) * 0.001)
-    assert seconds["judge_responses"] == pytest.approx(3 + 8 * 22 * 0.002)
+    assert seconds["judge_responses"] == pytest.approx(3 + 8 * 24 * 0.002)
     assert seconds["hold_conversation"] == pytest.approx(
         3 * (3 + 85 * 0.001 + 10 * (2 * 0.1 + 3 * 0.01))
     )
@@ -126,6 +121,18 @@ def test_seconds_count_starts_batches_rows_and_tokens():
     )
     alone = by_name["project_conversations"].seconds + by_name[REST].seconds
     assert two.wall_s == pytest.approx(alone + (found.wall_s - alone) / 2)
+
+
+def test_vllm_takes_its_own_start_and_time_a_token():
+    config = a_config(generation={"engine": "vllm", "max_new_tokens": 20, "batch_size": 4})
+    speed = replace(SPEED, vllm_start_s=30.0, vllm_token_s=0.02)
+    seconds = stage_seconds(config, a_workload(config), LENGTHS, speed, bytes_read=None)
+    assert seconds["generate_responses"] == pytest.approx(30 + 12 * 10 * 0.02)
+    others = stage_seconds(a_config(), a_workload(config), LENGTHS, speed, bytes_read=None)
+    del seconds["generate_responses"], others["generate_responses"]
+    assert seconds == others
+    cached = job_memory(config, a_workload(config), SIZE, LENGTHS)  # one response at once will do
+    assert cached.generating == (48 / 4 + 10 + 20) * 10 * 40 * 2 + 16 * 1000
 
 
 def test_activations_take_two_bytes_a_number_and_a_checkpoint_beside_them():
@@ -173,15 +180,32 @@ def test_a_hosted_judge_costs_what_its_tokens_cost(backend, share):
     assert make_estimate(a_config(), workload, SIZE).judge_usd == 0
 
 
+def of_a_data_sheet(name, size, **changes):
+    tokens = {"prompt_tokens": 50, "response_tokens": 100}
+    return profile_speed(
+        name, size, "bfloat16", **{**tokens, "batch_size": 64, "n_gpus": 1, **changes}
+    )
+
+
 def test_a_gpu_is_bound_by_what_is_slowest():
     large = replace(SIZE, parameters=70_000_000_000, n_layers=80)
-    speed = profile_speed("h100", large, "bfloat16", context=100)
+    speed = of_a_data_sheet("h100", large)
     assert speed.read_s == pytest.approx(2 * 70e9 / (989e12 * 0.4))
     assert speed.step_s == pytest.approx(140e9 / (3350e9 * 0.6))  # bandwidth
-    assert profile_speed("h100", SIZE, "bfloat16", 100).step_s == pytest.approx(10 * 0.8e-3)
+    assert of_a_data_sheet("h100", SIZE).step_s == pytest.approx(10 * 0.8e-3)
     with pytest.raises(ConfigError, match=r"--hardware h10: one of .* needed; did you mean 'h100'"):
-        profile_speed("h10", SIZE, "bfloat16", 100)
+        of_a_data_sheet("h10", SIZE)
     assert all(gpu.memory_gb >= 24 for gpu in HARDWARE.values())
+
+
+def test_vllm_shares_a_step_among_its_rows_and_a_layer_among_gpus():
+    large = replace(SIZE, parameters=70_000_000_000, n_layers=80)
+    speed = of_a_data_sheet("h100", large)
+    each = speed.step_s / 64 + speed.row_step_s + speed.read_s * 50 / 100
+    assert speed.vllm_token_s == pytest.approx(each)
+    assert of_a_data_sheet("h100", large, n_gpus=4).vllm_token_s == pytest.approx(each / 4)
+    many = of_a_data_sheet("h100", large, batch_size=10_000)  # vLLM decodes 256 at once
+    assert many.vllm_token_s == pytest.approx(each - speed.step_s * (1 / 64 - 1 / 256))
 
 
 def test_a_cpu_is_shared_as_the_workflow_shares_it():

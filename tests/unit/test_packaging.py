@@ -60,7 +60,8 @@ def modules_after(code):
 def test_importing_axiskit_and_what_the_snakefile_needs_loads_nothing_heavy():
     loaded = modules_after(
         "import axiskit, axiskit.config, axiskit.roles, axiskit.questions, axiskit.rollouts, "
-        "axiskit.traits, axiskit.recipes, axiskit.errors, axiskit.vllm_engine"
+        "axiskit.traits, axiskit.recipes, axiskit.errors, axiskit.vllm_engine, axiskit.disk, "
+        "axiskit.workload, axiskit.estimate, axiskit.model_size, axiskit.preflight, axiskit.devices"
     )
     assert not loaded & {"torch", "transformers", "pandas", "numpy", "pyarrow", "snakemake"}
 

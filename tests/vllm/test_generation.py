@@ -17,7 +17,7 @@ from axiskit.likelihood import log_likelihoods
 from axiskit.models import load_model, load_tokenizer, read_stop_token_ids
 from axiskit.rollouts import digest
 from axiskit.templates import chat_messages, render_prompt
-from axiskit.vllm_engine import sample_batches, version
+from axiskit.vllm_engine import load_llm, sample, version
 
 # not "vllm" alone: that this folder would be, too
 pytest.importorskip("vllm.entrypoints", reason="vLLM is not installed")
@@ -88,20 +88,16 @@ def test_greedy_responses_are_those_of_transformers(embedded_model, tmp_path):
         assert row == expected
 
 
-def settings_for(model, **changes):
-    tokenizer = load_tokenizer(str(model))
-    return {
-        "stop_token_ids": read_stop_token_ids(str(model), tokenizer),
-        "model_path": str(model),
-        "revision": None,
-        "dtype": "float32",
-        "temperature": 0.9,
-        "top_p": 0.95,
-        "max_new_tokens": 64,
-        "n_gpus": 1,
-        **VLLM,
-        **changes,
-    }
+SAMPLING = {"temperature": 0.9, "top_p": 0.95, "max_new_tokens": 64}
+
+
+def load(model, dtype="float32"):
+    settings = {"revision": None, "dtype": dtype, "max_tokens": 512, "n_gpus": 1}
+    return load_llm(str(model), **settings, **VLLM)
+
+
+def stops_of(model):
+    return read_stop_token_ids(str(model), load_tokenizer(str(model)))
 
 
 def test_a_seed_gives_one_text_whatever_the_batch_and_the_order(wide_model):
@@ -111,15 +107,19 @@ def test_a_seed_gives_one_text_whatever_the_batch_and_the_order(wide_model):
     seeds = [int(digest(i)[:16], 16) >> 1 for i in range(n)]
     order = [*range(n), *reversed(range(n)), 7]  # each in two batches; one alone, at the end
     found = {i: [] for i in range(n)}
-    for batch, answers in sample_batches(
-        [prompts[i] for i in order],
-        seeds=[seeds[i] for i in order],
-        names=[str(i) for i in order],
-        batch_size=16,
-        **settings_for(wide_model),
-    ):
-        for position, answer in zip(batch, answers, strict=True):
-            found[order[position]].append(answer)
+    llm = load(wide_model)
+    for start in range(0, len(order), 16):
+        batch = order[start : start + 16]
+        answers = sample(
+            llm,
+            [prompts[i] for i in batch],
+            seeds=[seeds[i] for i in batch],
+            names=list(map(str, batch)),
+            stop_token_ids=stops_of(wide_model),
+            **SAMPLING,
+        )
+        for i, answer in zip(batch, answers, strict=True):
+            found[i].append(answer)
     assert [len(answers) for answers in found.values()] == [3 if i == 7 else 2 for i in range(n)]
     for i, (first, *others) in found.items():
         assert all(other.tokens == first.tokens for other in others), i
@@ -140,16 +140,16 @@ def test_nan_in_a_weight_and_what_vllm_refuses_are_one_clear_error(wide_model, t
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
     model.save_pretrained(folder)
-    arguments = {"seeds": [0], "names": ["poet/0/0"], "batch_size": 1}
+    llm = load(folder)
+    arguments = {"seeds": [0], "names": ["poet/0/0"], "stop_token_ids": [], **SAMPLING}
     with pytest.raises(NonFiniteError, match="rollout poet/0/0: the model's logits are NaN"):
-        list(sample_batches([[1, 2, 3]], **arguments, **settings_for(folder)))
-    settings = settings_for(folder, dtype="int4")
+        sample(llm, [[1, 2, 3]], **arguments)
     with pytest.raises(ModelError, match=r"vLLM cannot start with it: .*int4.*resources\.gpus"):
-        list(sample_batches([[1, 2, 3]], **arguments, **settings))
+        load(folder, "int4")
 
 
 def test_kill_9_in_a_workflow_then_the_same_command(wide_model, tmp_path):
-    sampling = {"temperature": 0.9, "top_p": 0.95, "max_new_tokens": 8}
+    sampling = {**SAMPLING, "max_new_tokens": 8}
     folder = make_project(
         tmp_path / "torn",
         generation={"engine": "vllm", "batch_size": 4, "vllm": VLLM, **sampling},
@@ -170,12 +170,13 @@ def test_kill_9_in_a_workflow_then_the_same_command(wide_model, tmp_path):
     rows = table.to_pylist()
     tokenizer = load_tokenizer(str(wide_model))
     talks = [chat_messages(tokenizer, row["system_prompt"], row["question"]) for row in rows]
-    [(_, answers)] = sample_batches(
+    answers = sample(
+        load(wide_model),
         [tokenizer(render_prompt(tokenizer, talk)).input_ids for talk in talks],
         seeds=[row["seed"] for row in rows],
         names=[row["rollout_id"] for row in rows],
-        batch_size=36,
-        **settings_for(wide_model, **sampling),
+        stop_token_ids=stops_of(wide_model),
+        **sampling,
     )
     for row, answer in zip(rows, answers, strict=True):
         assert row["response"] == tokenizer.decode(answer.tokens, skip_special_tokens=True)

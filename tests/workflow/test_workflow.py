@@ -18,7 +18,7 @@ from axiskit.artifacts import load_activations, read_table
 from axiskit.axis import load_axis
 from axiskit.capping import capping_floors, load_capping_config
 from axiskit.describe import describe
-from axiskit.estimate import PLACES, size_on_disk
+from axiskit.disk import PLACES, size_on_disk
 from axiskit.preflight import estimate_plan, read_plan
 from axiskit.rollouts import shard_of
 from axiskit.traits import load_trait_vectors
