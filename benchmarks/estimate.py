@@ -1,19 +1,18 @@
 """The estimate of a run against the run: tokens, time, disk, memory.
 
-    .venv/bin/python benchmarks/estimate.py [wall|cpu] [--configfile my.yaml]
+    .venv/bin/python benchmarks/estimate.py [--configfile my.yaml]
 
 Needs the finished run of that config in results/ (the default run without one), and probes its
 model for about two minutes. Prints a table; nothing is written. Times are those of all jobs of a
-stage together, the actual ones on the clock, from benchmarks/. Run it on a machine as quiet as it
-was during the run. On a busy one 'cpu' has the probe count seconds of the processor, which are what
-a job of one thread needs with a core to itself. (Snakemake's own cpu_time ends with its last look
-at a job, up to 30 seconds early, so it is not used.)
+stage together, the actual ones from benchmarks/. Run it on a machine as quiet as it was during the
+run.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 from axiskit.activations import encode_response
@@ -63,13 +62,12 @@ def tokens_of(plan: Plan) -> dict[str, tuple[int, int]]:
 def main() -> None:
     """Estimate, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("clock", nargs="?", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--configfile", type=Path, action="append", default=[])
     parser.add_argument("--directory", type=Path, default=Path())
     arguments = parser.parse_args()
     plan = read_plan(arguments.configfile, directory=arguments.directory)
     threads, at_once = plan.jobs_at_once()
-    speed, lengths = probe_plan(plan, threads, at_once, arguments.clock)
+    speed, lengths = probe_plan(plan, threads, at_once)
     found = make_estimate(
         plan.config, plan.workload, plan.size, lengths=lengths, speed=speed, jobs_at_once=at_once
     )
@@ -77,8 +75,10 @@ def main() -> None:
     print(f"{speed.source}; it got {speed.core_share:.0%} of its cores; lengths {lengths.source}\n")
     print("| Stage | What | Estimate | Actual | Ratio |\n|---|---|---|---|---|")
 
-    def row(stage: str, what: str, shown: object, estimate: float, actual: float) -> None:
-        text = [str(shown(value)) for value in (estimate, actual)]  # type: ignore[operator]
+    def row(
+        stage: str, what: str, shown: Callable[[float], object], estimate: float, actual: float
+    ) -> None:
+        text = [str(shown(value)) for value in (estimate, actual)]
         print(f"| `{stage}` | {what} | {text[0]} | {text[1]} | {estimate / actual:.2f} |")
 
     for stage in found.stages:
@@ -93,10 +93,10 @@ def main() -> None:
         if stage.seconds is not None and stage.name in jobs:
             seconds = sum(float(job["s"]) for job in jobs[stage.name])
             row(stage.name, "time", show_seconds, stage.seconds, seconds)
-        if stage.disk is not None:
-            disk = size_on_disk(plan.results / place for place in PLACES[stage.name])
+        disk = size_on_disk(plan.results / place for place in PLACES[stage.name])
+        if stage.disk is not None and disk:
             row(stage.name, "disk", show_bytes, stage.disk, disk)
-    if found.memory:
+    if found.memory and plan.config.generation.engine == "transformers":  # vLLM takes what it gets
         peak = max(float(job["max_rss"]) for job in jobs["generate_responses"]) * 2**20
         row("generate_responses", "memory of a job", show_bytes, found.memory.total, peak)
 

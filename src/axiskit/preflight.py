@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from axiskit.config import Config, read_config
 from axiskit.disk import check_room, needed_disk
@@ -20,9 +19,6 @@ from axiskit.speed import Speed, profile_speed
 from axiskit.traits import find_trait_files, load_trait
 from axiskit.transcripts import find_scripts, load_script
 from axiskit.workload import Lengths, Workload, plan_workload
-
-if TYPE_CHECKING:
-    from axiskit.probe import Clock
 
 
 @dataclass(frozen=True)
@@ -187,9 +183,7 @@ def room_left(plan: Plan, estimate: Estimate) -> DiskError | None:
     return None
 
 
-def probe_plan(
-    plan: Plan, threads: int | None, jobs_at_once: int, clock: Clock = "wall"
-) -> tuple[Speed, Lengths]:
+def probe_plan(plan: Plan, threads: int | None, jobs_at_once: int) -> tuple[Speed, Lengths]:
     """Run :func:`axiskit.probe.run_probe` on a plan, with GPUs leased as a job's are.
 
     Raises:
@@ -224,5 +218,4 @@ def probe_plan(
         n_scripts=len(plan.scripts),
         threads=threads,
         jobs_at_once=jobs_at_once,
-        clock=clock,
     )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from axiskit import errors
 from axiskit.config import Config, validate_config
@@ -28,9 +28,6 @@ from axiskit.workload import Lengths
 
 GENERATE_SECONDS = 50.0
 """What generating a full batch may take; the tokens are made fewer, or the rows."""
-
-Clock = Literal["wall", "cpu"]
-_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 READ_SECONDS = 8.0
 """What each way of reading may take; one batch may take longer."""
@@ -45,7 +42,6 @@ def run_probe(
     n_scripts: int,
     threads: int | None,
     jobs_at_once: int,
-    clock: Clock = "wall",
 ) -> tuple[Speed, Lengths]:
     """Measure speed, and the lengths of prompts and responses.
 
@@ -58,8 +54,6 @@ def run_probe(
         n_scripts: Conversations that are held side by side.
         threads: Of each job; None: as torch wants it (a GPU).
         jobs_at_once: Processes that measure side by side, as jobs would run.
-        clock: ``cpu`` counts seconds of the processor; with jobs of one thread these are what a
-            quiet machine needs, whatever else runs now.
 
     Returns:
         Means over the processes.
@@ -69,11 +63,7 @@ def run_probe(
     """
     n_rows = min(config.generation.batch_size, len(rollouts))
     sample = [rollouts[i * len(rollouts) // n_rows] for i in range(n_rows)]
-    job = {
-        "config": config.model_dump(),
-        "model_path": model_path,
-        "clock": clock,
-    }
+    job = {"config": config.model_dump(), "model_path": model_path}
     found = _in_processes(
         jobs_at_once,
         {
@@ -147,7 +137,6 @@ def main() -> None:
 
 def _measure(
     started: float,
-    clock: Clock,
     config: Config,
     model_path: str,
     sample: Sequence[Rollout],
@@ -160,9 +149,7 @@ def _measure(
 
     from axiskit import vectors  # noqa: F401  (one of the jobs without a model)
 
-    now = _CLOCKS[clock]
-    start = 0.0 if clock == "cpu" else now() - (time.time() - started)
-    import_s = now() - start
+    import_s = time.time() - started
 
     from axiskit.activations import encode_response, mean_activations
     from axiskit.layers import decoder_blocks, select_layers
@@ -178,11 +165,11 @@ def _measure(
         dtype=config.model.dtype,
         chat_template_kwargs=kwargs,
     )
-    start_s = now() - start
+    start_s = time.time() - started
 
     prompts = _prompts(tokenizer, sample, config)
     step_s, row_step_s, answers, steps = _generating(
-        model, tokenizer, prompts, sample, config, n_scripts, now
+        model, tokenizer, prompts, sample, config, n_scripts
     )
     layers = select_layers(config.activations.layers, len(decoder_blocks(model)))
     read = [
@@ -199,12 +186,11 @@ def _measure(
     read_s = _seconds_a_token(
         read,
         budget,
-        now,
         lambda t, m: mean_activations(model, t, m, layers, tokenizer.pad_token_id),
     )
     judge_s = 0.0
     if not config.judge.is_hosted:
-        judge_s = _seconds_a_token(judged, budget, now, lambda t, m: log_likelihoods(model, t, m))
+        judge_s = _seconds_a_token(judged, budget, lambda t, m: log_likelihoods(model, t, m))
     speed = {
         "import_s": import_s,
         "start_s": start_s,
@@ -220,14 +206,12 @@ def _measure(
 
 
 def _measure_vllm(
-    started: float, clock: Clock, config: Config, model_path: str, sample: Sequence[Rollout]
+    started: float, config: Config, model_path: str, sample: Sequence[Rollout]
 ) -> dict[str, float]:
     """One job's ``vllm_`` numbers of :class:`Speed`: half of the sample warms up, half counts."""
     from axiskit import vllm_engine
     from axiskit.models import load_tokenizer, read_stop_token_ids
 
-    now = _CLOCKS[clock]
-    start = 0.0 if clock == "cpu" else now() - (time.time() - started)
     revision, kwargs = config.model.revision, config.model.chat_template_kwargs
     tokenizer = load_tokenizer(model_path, revision=revision)
     prompts = _prompts(tokenizer, sample, config)
@@ -241,11 +225,11 @@ def _measure_vllm(
         n_gpus=max(1, config.resources.gpus),
         **config.generation.vllm.model_dump(),
     )
-    vllm_start_s = now() - start
+    vllm_start_s = time.time() - started
 
     def generate(part: slice, n_tokens: int) -> tuple[float, int]:
         """Seconds, and tokens written."""
-        start = now()
+        start = time.perf_counter()
         answers = vllm_engine.sample(
             llm,
             prompts[part],
@@ -256,7 +240,7 @@ def _measure_vllm(
             top_p=config.generation.top_p,
             max_new_tokens=n_tokens,
         )
-        return now() - start, sum(len(answer.tokens) for answer in answers)
+        return time.perf_counter() - start, sum(len(answer.tokens) for answer in answers)
 
     half = max(1, len(sample) // 2)
     few = min(8, most)
@@ -292,13 +276,12 @@ def _generating(
     sample: Sequence[Rollout],
     config: Config,
     n_scripts: int,
-    now: Callable[[], float],
 ) -> tuple[float, float, list[dict[str, Any]], int]:
     """Seconds of a step and of each of its rows, from two batches; the larger one's responses."""
     from axiskit.generation import sample_responses
 
     def generate(rows: int, n_tokens: int) -> tuple[float, list[dict[str, Any]]]:
-        start = now()
+        start = time.perf_counter()
         answers = sample_responses(
             model,
             tokenizer,
@@ -309,7 +292,7 @@ def _generating(
             top_p=config.generation.top_p,
             max_new_tokens=n_tokens,
         )
-        return now() - start, answers
+        return time.perf_counter() - start, answers
 
     few = min(n_scripts, len(prompts))
     most = config.generation.max_new_tokens
@@ -345,7 +328,6 @@ def _steps_of(row: Mapping[str, Any]) -> int:
 def _seconds_a_token(
     texts: Sequence[tuple[list[int], list[bool]]],
     tokens_per_batch: int,
-    now: Callable[[], float],
     compute: Callable[[Any, Any], object],
 ) -> float:
     """Of length-sorted batches, until the time is up; the shortest text comes first, to warm up."""
@@ -359,9 +341,9 @@ def _seconds_a_token(
     )
 
     def run(batch: list[int]) -> tuple[float, int]:
-        start = now()
+        start = time.perf_counter()
         compute([texts[i][0] for i in batch], [texts[i][1] for i in batch])
-        return now() - start, sum(len(texts[i][0]) for i in batch)
+        return time.perf_counter() - start, sum(len(texts[i][0]) for i in batch)
 
     run(batches[-1][-1:])
     seconds, tokens = 0.0, 0
