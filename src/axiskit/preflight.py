@@ -147,15 +147,12 @@ def estimate_plan(
     if probe:
         speed, lengths = probe_plan(plan, threads, at_once if threads else 1)
     elif hardware and plan.size:
-        generation = plan.config.generation
         speed = profile_speed(
             hardware,
             plan.size,
-            plan.config.model.dtype,
+            plan.config,
             prompt_tokens=lengths.tokens(plan.workload.prompt_bytes),
-            response_tokens=generation.max_new_tokens * lengths.response_share,
-            batch_size=generation.batch_size,
-            n_gpus=plan.config.resources.gpus,
+            response_tokens=plan.config.generation.max_new_tokens * lengths.response_share,
         )
     return make_estimate(
         plan.config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from axiskit.config import Config
 from axiskit.errors import ConfigError, did_you_mean
 from axiskit.model_size import ModelSize
 
@@ -27,6 +28,9 @@ VLLM_START_SECONDS = 90.0
 
 VLLM_ROWS = 256
 """Responses that vLLM decodes at once at most (its ``max_num_seqs``)."""
+
+VLLM_OVERHEAD_BYTES = 2e9
+"""What vLLM needs of each GPU beside weights and cache; assumed."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,10 @@ def hardware_named(name: str) -> Hardware:
 def profile_speed(
     name: str,
     size: ModelSize,
-    dtype: str,
+    config: Config,
     *,
     prompt_tokens: float,
     response_tokens: float,
-    batch_size: int,
-    n_gpus: int,
 ) -> Speed:
     """The speed of a model by a GPU's data sheet: by arithmetic, bandwidth or launches.
 
@@ -116,16 +118,15 @@ def profile_speed(
     Args:
         name: In :data:`HARDWARE`.
         size: The model.
-        dtype: ``model.dtype``.
+        config: Says how it runs.
         prompt_tokens: Mean tokens of a prompt.
         response_tokens: Mean tokens of a response.
-        batch_size: Rollouts given to vLLM at once.
-        n_gpus: GPUs of a job.
 
     Raises:
         ConfigError: The GPU is not listed.
     """
     gpu = hardware_named(name)
+    dtype, n_gpus = config.model.dtype, max(1, config.resources.gpus)
     peak = gpu.tflops[dtype == "float32"] * 1e12
     read_s = 2 * size.parameters / (peak * COMPUTE_SHARE)
     bandwidth = gpu.bandwidth_gb * 1e9 * BANDWIDTH_SHARE
@@ -134,7 +135,10 @@ def profile_speed(
     row_step_s = max(
         (prompt_tokens + response_tokens / 2) * size.kv_bytes(dtype) / bandwidth, read_s
     )
-    rows = min(batch_size, VLLM_ROWS)
+    memory = gpu.memory_gb * 2**30 * config.generation.vllm.gpu_memory_utilization
+    cache = n_gpus * (memory - VLLM_OVERHEAD_BYTES) - size.weight_bytes(dtype)
+    fitting = cache / ((prompt_tokens + response_tokens) * size.kv_bytes(dtype))
+    rows = max(1.0, min(config.generation.batch_size, VLLM_ROWS, fitting))
     prompt_s = read_s * prompt_tokens / response_tokens
     return Speed(
         source=f"data sheet of {name.lower()}, not measured",
@@ -145,5 +149,5 @@ def profile_speed(
         read_s=read_s,
         judge_s=read_s,
         vllm_start_s=load_s + VLLM_START_SECONDS,
-        vllm_token_s=(weights_s / rows + row_step_s + prompt_s) / max(1, n_gpus),
+        vllm_token_s=(weights_s / rows + row_step_s + prompt_s) / n_gpus,
     )

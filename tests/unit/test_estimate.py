@@ -180,11 +180,13 @@ def test_a_hosted_judge_costs_what_its_tokens_cost(backend, share):
     assert make_estimate(a_config(), workload, SIZE).judge_usd == 0
 
 
-def of_a_data_sheet(name, size, **changes):
-    tokens = {"prompt_tokens": 50, "response_tokens": 100}
-    return profile_speed(
-        name, size, "bfloat16", **{**tokens, "batch_size": 64, "n_gpus": 1, **changes}
+def of_a_data_sheet(name, size, gpus=1, **generation):
+    config = a_config(
+        model={"name": "m", "path": "org/m", "dtype": "bfloat16"},
+        resources={"gpus": gpus},
+        generation={"batch_size": 64, **generation},
     )
+    return profile_speed(name, size, config, prompt_tokens=50, response_tokens=100)
 
 
 def test_a_gpu_is_bound_by_what_is_slowest():
@@ -199,13 +201,21 @@ def test_a_gpu_is_bound_by_what_is_slowest():
 
 
 def test_vllm_shares_a_step_among_its_rows_and_a_layer_among_gpus():
-    large = replace(SIZE, parameters=70_000_000_000, n_layers=80)
+    large = replace(SIZE, parameters=30_000_000_000, n_layers=80)
+    weights_s = 60e9 / (3350e9 * 0.6)
     speed = of_a_data_sheet("h100", large)
-    each = speed.step_s / 64 + speed.row_step_s + speed.read_s * 50 / 100
+    each = weights_s / 64 + speed.row_step_s + speed.read_s * 50 / 100
     assert speed.vllm_token_s == pytest.approx(each)
-    assert of_a_data_sheet("h100", large, n_gpus=4).vllm_token_s == pytest.approx(each / 4)
+    assert of_a_data_sheet("h100", large, gpus=4).vllm_token_s == pytest.approx(each / 4)
     many = of_a_data_sheet("h100", large, batch_size=10_000)  # vLLM decodes 256 at once
-    assert many.vllm_token_s == pytest.approx(each - speed.step_s * (1 / 64 - 1 / 256))
+    assert many.vllm_token_s == pytest.approx(each - weights_s * (1 / 64 - 1 / 256))
+    wide = replace(large, kv_size=80_000)  # few responses fit beside the weights
+    speed = of_a_data_sheet("h100", wide)
+    rows = (80 * 2**30 * 0.9 - 2e9 - 60e9) / (150 * 80 * 80_000 * 2)
+    assert 1 < rows < 10
+    assert speed.vllm_token_s == pytest.approx(
+        weights_s / rows + speed.row_step_s + speed.read_s * 50 / 100
+    )
 
 
 def test_a_cpu_is_shared_as_the_workflow_shares_it():
