@@ -23,7 +23,7 @@ from axiskit import errors
 from axiskit.config import Config, validate_config
 from axiskit.errors import AxiskitError, ModelError
 from axiskit.rollouts import Rollout
-from axiskit.speed import Speed
+from axiskit.speed import VLLM_ROWS, Speed
 from axiskit.workload import Lengths
 
 GENERATE_SECONDS = 50.0
@@ -79,6 +79,7 @@ def run_probe(
     jobs = f"{jobs_at_once} at once" if jobs_at_once > 1 else "one at a time"
     source = f"probe: jobs of {threads} threads, {jobs}" if threads else "probe on a GPU"
     if config.generation.engine == "vllm":
+        n_rows = min(n_rows, VLLM_ROWS)  # more would wait for these
         middle = max(0, len(rollouts) // 2 - n_rows)
         neighbours = [asdict(rollout) for rollout in rollouts[middle : middle + 2 * n_rows]]
         with_vllm = _in_processes(jobs_at_once, {**job, "engine": "vllm", "sample": neighbours})
