@@ -1,7 +1,5 @@
 """The probe with the engine vllm."""
 
-import os
-
 import pytest
 from model.test_probe import planned, probe
 
@@ -19,4 +17,3 @@ def test_a_probe_measures_vllm_beside_transformers(wide_model, monkeypatch):
     assert speed.vllm_token_s > 0
     assert speed.start_s > speed.import_s
     assert speed.step_s + speed.row_step_s > 0
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ  # it ran in a process of its own
