@@ -30,6 +30,7 @@ from axiskit.runs import Run, load_run, load_run_model, newest_run
 from axiskit.terminal import (
     console,
     note,
+    note_sources,
     plain,
     print_estimate,
     print_json,
@@ -49,7 +50,6 @@ BELOW_FLOOR = 3
 NO_ROOM = 4
 """Exit code of ``axiskit estimate`` when the disk has less room than the run needs."""
 
-_QUIET = 0.8
 _COMMAND = re.compile(r"/\w+(?=\s|$)")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -491,32 +491,13 @@ def estimate(
         hardware_named(hardware)
     plan = read_plan(config_files or [], directory=directory, model=model)
     if probe:
-        note("running the model for up to two minutes ...")
+        note("running the model for some two minutes, once it is loaded ...")
     found = estimate_plan(plan, probe=probe, hardware=hardware, jobs_at_once=jobs)
     if as_json:
         print_json({"results": str(plan.results), **as_dict(found)})
     else:
-        size, dtype = plan.size, plan.config.model.dtype
-        facts = "size unknown, there is no config.json yet"
-        if size:
-            facts = (
-                f"{size.n_layers} layers, hidden size {size.hidden_size}, "
-                f"{size.parameters / 1e9:.3g} billion parameters, {dtype}"
-            )
-        rollouts = f"{found.workload.n_rollouts} rollouts"
-        console().print(
-            Text(f"{plan.config.model.name}: {rollouts}; {facts}", "bold"), soft_wrap=True
-        )
-        print_estimate(found)
-    note(f"lengths: {found.lengths.source}")
-    note(
-        f"speed: {found.speed.source if found.speed else 'unknown; --probe or --hardware tells it'}"
-    )
-    if found.speed and found.speed.core_share < _QUIET:
-        text = (
-            f"the probe got {found.speed.core_share:.0%} of its cores: other work runs here, and "
-        )
-        note(Text(text + "times are too long by as much; probe again when it is quiet", "yellow"))
+        print_estimate(plan.config.model, found)
+    note_sources(found)
     if hardware and found.memory and plan.config.resources.gpus:
         warning = gpu_warning(plan.config, found.memory, hardware)
         if warning:

@@ -292,9 +292,12 @@ def gpu_warning(config: Config, memory: Memory, hardware: str) -> str | None:
     if gpus >= needed:
         return None
     total = show_bytes(memory.total)
+    lower = "activations.tokens_per_batch"
+    if config.generation.engine == "transformers":
+        lower = f"generation.batch_size or {lower}"
     return (
         f"resources.gpus: {gpus} of {size_gb:g} GB, {needed} needed for {total}; "
-        "raise it, or lower generation.batch_size or activations.tokens_per_batch"
+        f"raise it, or lower {lower}"
     )
 
 

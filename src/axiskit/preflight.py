@@ -138,7 +138,8 @@ def estimate_plan(
         jobs_at_once: None: as :meth:`Plan.jobs_at_once` says.
 
     Raises:
-        ConfigError: The GPU is not known.
+        ConfigError: The GPU is not known, or vLLM is to be probed and is not installed.
+        DeviceError: Fewer GPUs are visible than a job needs.
         ModelError: There is no model to probe, or it cannot be loaded.
     """
     threads, at_once = plan.jobs_at_once()
@@ -184,13 +185,17 @@ def probe_plan(plan: Plan, threads: int | None, jobs_at_once: int) -> tuple[Spee
     """Run :func:`axiskit.probe.run_probe` on a plan, with GPUs leased as a job's are.
 
     Raises:
+        ConfigError: vLLM is to generate, and is not installed.
         DeviceError: Fewer GPUs are visible than a job needs.
         ModelError: There is no model yet, or it cannot be loaded.
     """
     from axiskit.devices import lease_gpus
     from axiskit.probe import run_probe
+    from axiskit.vllm_engine import require_package
 
     config = plan.config
+    if config.generation.engine == "vllm":
+        require_package()
     if plan.size is None and config.model.must_be_fetched:
         raise ModelError(
             f"{plan.model_path}: not there yet, the model is needed for a probe (--probe); fetch "

@@ -46,7 +46,7 @@ class Speed:
         read_s: A token read: in prompts, extraction, conversations.
         judge_s: A token read for its likelihood.
         core_share: What a probe got of its cores; much below 1 other work slowed it down.
-        vllm_start_s: Until a job that generates with vLLM is ready; 0 with transformers.
+        vllm_start_s: Until a job that generates with vLLM is ready; 0 where it was not probed.
         vllm_token_s: A token that vLLM writes, reading the prompts included; likewise.
     """
 

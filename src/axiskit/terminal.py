@@ -13,11 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from axiskit.config import ModelSection
     from axiskit.estimate import Estimate
     from axiskit.templates import Messages
 
 _BAR_WIDTH = 30
 _LIST_LENGTH = 6
+_QUIET = 0.8  # share of its cores that a probe gets at least where little else runs
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # they could steer the terminal
 
 
@@ -82,7 +84,7 @@ def _bar(value: float | None, band: tuple[float, float] | None, scale: tuple[flo
     return text
 
 
-def print_estimate(estimate: Estimate) -> None:
+def print_estimate(model: ModelSection, estimate: Estimate) -> None:
     """What a run takes: a table of its stages, and what holds for the whole."""
     from axiskit.disk import REST, show_bytes
     from axiskit.estimate import show_seconds
@@ -108,6 +110,14 @@ def print_estimate(estimate: Estimate) -> None:
             shown(stage.disk, show_bytes),
         )
     out = console()
+    size, facts = estimate.size, "size unknown, there is no config.json yet"
+    if size:
+        facts = (
+            f"{size.n_layers} layers, hidden size {size.hidden_size}, "
+            f"{size.parameters / 1e9:.3g} billion parameters, {model.dtype}"
+        )
+    rollouts = f"{estimate.workload.n_rollouts} rollouts"
+    out.print(Text(f"{model.name}: {rollouts}; {facts}", "bold"), soft_wrap=True)
     out.print(table)
     if estimate.memory:
         memory = estimate.memory
@@ -130,6 +140,16 @@ def print_estimate(estimate: Estimate) -> None:
         f"from start to end: {shown(estimate.wall_s, show_seconds)} with {estimate.jobs_at_once} "
         f"{jobs} at once"
     )
+
+
+def note_sources(estimate: Estimate) -> None:
+    """Where an estimate's lengths and times come from, and whether they can be trusted."""
+    speed = estimate.speed
+    note(f"lengths: {estimate.lengths.source}")
+    note(f"speed: {speed.source if speed else 'unknown; --probe or --hardware tells it'}")
+    if speed and speed.core_share < _QUIET:
+        text = f"the probe got {speed.core_share:.0%} of its cores: other work runs here, and times"
+        note(Text(f"{text} are too long by as much; probe again when it is quiet", "yellow"))
 
 
 def _count(number: float) -> str:
