@@ -12,17 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
+from axiskit.agreement import compare_judges, quadratic_kappa, read_labels, weighted_kappa
 from axiskit.artifacts import read_table, write_pt, write_table
-from axiskit.audit import (
-    compare_axes,
-    compare_judges,
-    draw_sample,
-    proportional,
-    quadratic_kappa,
-    read_labels,
-    summarise_audit,
-    weighted_kappa,
-)
+from axiskit.audit import compare_axes, draw_sample, proportional, summarise_audit
 from axiskit.errors import AuditError
 from axiskit.generation import RESPONSES
 from axiskit.judging import SCORES

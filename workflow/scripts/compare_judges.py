@@ -4,7 +4,7 @@ from axiskit.logs import log_to
 
 log_to(snakemake.log[0])
 
-from axiskit.audit import compare_judges
+from axiskit.agreement import compare_judges
 
 compare_judges(
     sample_path=snakemake.input.sample,
